@@ -1,0 +1,41 @@
+import json
+
+import pytest
+
+from bcm.timesteps import PAPER_CIFAR10, Ancestral, Combined, Inversion, Zigzag, from_dict, to_dict
+from bcm.types import BCMError
+
+
+@pytest.mark.parametrize("name", sorted(PAPER_CIFAR10))
+def test_json_round_trip_and_nfe(name: str):
+    steps = PAPER_CIFAR10[name]
+    assert from_dict(json.loads(json.dumps(to_dict(steps)))) == steps
+    assert steps.nfe == int(name.split("-")[1])
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: Ancestral(times=(0.002, 80.0, 1.2)), "1.2 after 80.0"),
+        (lambda: Ancestral(times=(0.002,)), "at least 2"),
+        (lambda: Ancestral(times=(0.001, 80.0)), "range"),
+        (lambda: Inversion(times=(0.07, 200.0)), "range"),
+        (lambda: Inversion(times=(0.07, float("nan"))), "out of order"),
+        (lambda: Zigzag(times=(0.8, 80.0), noise_scales=(0.9,)), "noise scale 0.9"),
+        (lambda: Zigzag(times=(0.8, 80.0), noise_scales=()), "need 1 noise scales"),
+        (lambda: Combined(times=(0.2, 80.0), zigzag_times=(0.3,), noise_scales=(0.1,)), "0.2 after 0.3"),
+    ],
+)
+def test_wrong_time_steps_name_the_time(make, named: str):
+    with pytest.raises(BCMError, match=named):
+        make()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [{}, {"kind": "zagzig", "times": [1]}, {"kind": "inversion"}, {"kind": "inversion", "times": [0.1, 1], "x": 1},
+     {"kind": "zigzag", "times": [0.8, 80.0]}, {"kind": "inversion", "times": "0.07"}],
+)  # fmt: skip
+def test_wrong_json_is_refused(entry: dict):
+    with pytest.raises(BCMError):
+        from_dict(entry)

@@ -1,0 +1,87 @@
+"""The order of samples is a pure function of (seed, epoch, count), the same for any number of workers."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.errors import DataError
+from data.order import batch_ids, flips, permutation, rank_slice
+
+seeds = st.integers(0, 2**63 - 1)
+counts = st.integers(1, 400)
+
+
+@given(seeds, st.integers(0, 2**62), counts)
+def test_every_epoch_holds_each_image_once(seed: int, epoch: int, count: int) -> None:
+    assert sorted(permutation(seed, epoch, count)) == list(range(count))
+
+
+def test_the_order_is_fixed_for_good() -> None:
+    # Checkpoints written by any release depend on these numbers.
+    assert permutation(0, 0, 10).tolist() == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
+    assert np.flatnonzero(flips(0, 0, 16)).tolist() == [0, 1, 2, 4, 6, 7, 8, 9, 10, 11, 13]
+
+
+def test_the_order_is_that_of_the_raw_philox_words() -> None:
+    words = np.random.Philox(key=np.array([7, 2 * 3], dtype=np.uint64)).random_raw(50)
+    assert permutation(7, 3, 50).tolist() == sorted(range(50), key=lambda place: int(words[place]))
+
+
+def test_epochs_and_seeds_differ() -> None:
+    orders = {tuple(permutation(seed, epoch, 50)) for seed in range(5) for epoch in range(5)}
+    assert len(orders) == 25
+
+
+@given(seeds, st.integers(0, 3000), st.integers(1, 300), counts)
+@settings(max_examples=60)
+def test_batches_walk_the_endless_stream_of_epochs(seed: int, seen: int, batch: int, count: int) -> None:
+    epochs, ids = batch_ids(seed, seen, batch, count)
+    expected = [divmod(position, count) for position in range(seen, seen + batch)]
+    assert epochs.tolist() == [epoch for epoch, _ in expected]
+    assert ids.tolist() == [permutation(seed, epoch, count)[place] for epoch, place in expected]
+
+
+@given(seeds, st.integers(0, 500), st.integers(1, 10), st.integers(0, 200))
+@settings(max_examples=60)
+def test_every_number_of_workers_shares_the_same_global_batch(seed: int, seen: int, share: int, count: int) -> None:
+    size = 4 * share
+    _, whole = batch_ids(seed, seen, size, count + 1)
+    for workers in (1, 2, 4):
+        parts = [whole[rank_slice(size, rank, workers)] for rank in range(workers)]
+        assert {len(part) for part in parts} == {size // workers}
+        assert np.concatenate(parts).tolist() == whole.tolist()
+
+
+def test_about_half_of_the_images_are_flipped_and_each_epoch_draws_anew() -> None:
+    coins = np.stack([flips(3, epoch, 4000) for epoch in range(2)])
+    assert 1900 < coins[0].sum() < 2100
+    assert 1900 < (coins[0] != coins[1]).sum() < 2100
+
+
+def test_a_flip_does_not_depend_on_the_number_of_images() -> None:
+    assert flips(3, 1, 100).tolist() == flips(3, 1, 4000)[:100].tolist()
+
+
+def test_flips_are_independent_of_the_order() -> None:
+    order, coins = permutation(5, 0, 4000), flips(5, 0, 4000)
+    assert abs(np.corrcoef(order[:-1], coins[:-1])[0, 1]) < 0.06
+
+
+def test_unequal_shares_name_both_numbers_and_sizes_that_work() -> None:
+    with pytest.raises(DataError, match="batch of 10 images .* 4 workers.* 8 or 12"):
+        rank_slice(10, 0, 4)
+
+
+@pytest.mark.parametrize("rank", [-1, 2])
+def test_a_rank_outside_the_world_is_refused(rank: int) -> None:
+    with pytest.raises(DataError, match="rank"):
+        rank_slice(4, rank, 2)
+
+
+@pytest.mark.parametrize(
+    ("seed", "seen", "batch", "count"), [(-1, 0, 1, 5), (2**63, 0, 1, 5), (0, -1, 1, 5), (0, 0, 0, 5), (0, 0, 1, 0)]
+)
+def test_numbers_out_of_range_are_refused(seed: int, seen: int, batch: int, count: int) -> None:
+    with pytest.raises(DataError):
+        batch_ids(seed, seen, batch, count)

@@ -1,0 +1,312 @@
+"""Storage on disk, on a real S3 server, and over HTTP from a server that fails."""
+
+import hashlib
+import http.server
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow.fs
+import pytest
+
+from data import storage
+from data.errors import DataError
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A writable URL of each kind."""
+    return str(tmp_path / "store") if request.param == "local" else request.getfixturevalue("bucket") + "/store"
+
+
+def test_bytes_and_json_round_trip(place: str) -> None:
+    target = storage.join(place, "deep", "er", "value.json")
+    assert not storage.exists(target)
+    storage.write_json(target, {"b": [1, 2.5], "a": "ä"})
+    assert storage.exists(target)
+    assert storage.read_json(target) == {"b": [1, 2.5], "a": "ä"}
+    storage.write_bytes(target, b"second")
+    assert storage.read_bytes(target) == b"second"
+    storage.remove(target)
+    storage.remove(target)
+    assert not storage.exists(target)
+
+
+def test_listing(place: str) -> None:
+    assert storage.list_names(place) == []
+    for name, size in (("b.tar", 5), ("a.tar", 3), ("sub/c.tar", 2)):
+        storage.write_bytes(storage.join(place, name), b"x" * size)
+    assert storage.list_names(place) == ["a.tar", "b.tar", "sub"]
+    assert storage.file_sizes(place) == {"a.tar": 3, "b.tar": 5}
+    storage.write_bytes(storage.join(place, "d.tar"), b"")
+    assert storage.list_names(place) == ["a.tar", "b.tar", "d.tar", "sub"]
+
+
+def test_trees_round_trip(place: str, tmp_path: Path) -> None:
+    contents = {"a.bin": os.urandom(100_000), "sub/b.json": b"{}", "sub/deep/c": b""}
+    for name, payload in contents.items():
+        (tmp_path / "from" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "from" / name).write_bytes(payload)
+    storage.upload_tree(tmp_path / "from", place)
+    storage.download_tree(place, tmp_path / "to")
+    copied = {
+        path.relative_to(tmp_path / "to").as_posix(): path.read_bytes()
+        for path in (tmp_path / "to").rglob("*")
+        if path.is_file()
+    }
+    assert copied == contents
+
+
+def test_downloading_nothing_is_an_error(place: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no files at"):
+        storage.download_tree(place, tmp_path / "to")
+
+
+def test_the_write_check_leaves_nothing(place: str) -> None:
+    storage.check_writable(place)
+    assert storage.file_sizes(place) == {}
+
+
+def test_reading_what_is_absent_names_it(place: str) -> None:
+    with pytest.raises(DataError, match=r"cannot read .*nothing\.json.*Check the spelling"):
+        storage.read_json(storage.join(place, "nothing.json"))
+
+
+def test_damaged_json_names_the_file(place: str) -> None:
+    storage.write_bytes(storage.join(place, "value.json"), b'{"a": ')
+    with pytest.raises(DataError, match=r"value\.json is not valid JSON"):
+        storage.read_json(storage.join(place, "value.json"))
+
+
+@pytest.mark.parametrize("length", [0, 1, storage.RANGE_BYTES, storage.RANGE_BYTES + 1])
+def test_fetch_copies_whole_files(place: str, tmp_path: Path, length: int) -> None:
+    payload = os.urandom(length)
+    storage.write_bytes(storage.join(place, "x"), payload)
+    storage.fetch(storage.join(place, "x"), length, hashlib.sha256(payload).hexdigest(), tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == payload
+
+
+@pytest.mark.parametrize(
+    ("stated", "sha256", "message"),
+    [
+        (11, None, "has 10 bytes, but 11 are expected: it is cut short"),
+        (9, None, "has 10 bytes, but 9 are expected: it is longer"),
+        (10, "0" * 64, "is damaged: its 10 bytes have SHA-256"),
+    ],
+)
+def test_fetch_refuses_other_bytes(place: str, tmp_path: Path, stated: int, sha256: str | None, message: str) -> None:
+    storage.write_bytes(storage.join(place, "x"), b"0123456789")
+    with pytest.raises(DataError, match=message):
+        storage.fetch(storage.join(place, "x"), stated, sha256, tmp_path / "to" / "copy")
+    assert list((tmp_path / "to").iterdir() if (tmp_path / "to").exists() else []) == []
+
+
+def test_fetch_names_what_is_missing(place: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot read .*/x: FileNotFoundError"):
+        storage.fetch(storage.join(place, "x"), 1, None, tmp_path / "copy")
+
+
+def test_absolute_and_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute("runs/a") == str(tmp_path / "runs/a")
+    assert storage.absolute(f"file://{tmp_path}/a") == str(tmp_path / "a")
+    assert storage.absolute("s3://bucket/a") == "s3://bucket/a"
+    assert storage.join("s3://bucket/a/", "b", "c.json") == "s3://bucket/a/b/c.json"
+    assert storage.join("/", "a") == "/a"
+    assert storage.join("runs", "a") == "runs/a"
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("", "empty"),
+        ("s3://", "names no bucket"),
+        ("foo://bucket/a", "Protocol not known"),
+        ("simplecache::s3://bucket/a", "chains"),
+        ("/proc/nowhere/a", "cannot write to /proc/nowhere/a"),
+        ("s3://key:hush@bucket/a", "holds credentials"),
+    ],
+)
+def test_urls_that_cannot_be_written(url: str, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        storage.check_writable(url)
+    assert "hush" not in str(caught.value)
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DataError, match="A part of that path is a file"):
+        storage.check_writable(str(tmp_path / "file" / "sub"))
+
+
+def test_a_missing_bucket_is_named(bucket: str) -> None:
+    assert bucket.startswith("s3://bucket/")
+    with pytest.raises(DataError, match="cannot write to s3://another/x.*bucket does not exist"):
+        storage.check_writable("s3://another/x")
+
+
+def test_wrong_credentials_are_told_without_showing_them(bucket: str, s3_server, use_server) -> None:
+    storage.write_bytes(f"{bucket}/x", b"1")
+    use_server(s3_server.endpoint, s3_server.key, "not-the-secret")
+    for attempt in (storage.check_writable, storage.read_bytes, storage.exists, storage.list_names):
+        with pytest.raises(DataError, match="AWS_SECRET_ACCESS_KEY") as caught:
+            attempt(f"{bucket}/x")
+        assert "not-the-secret" not in str(caught.value)
+        assert s3_server.key not in str(caught.value)
+
+
+def test_no_credentials_at_all(bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(DataError, match="Set AWS_ACCESS_KEY_ID"):
+        storage.check_writable(f"{bucket}/x")
+
+
+def test_an_unreachable_server_is_told_soon(bucket: str, use_server, unused_port: int) -> None:
+    use_server(f"http://127.0.0.1:{unused_port}", "key-key-key", "secret-secret")
+    began = time.monotonic()
+    with pytest.raises(DataError, match=r"cannot write to .*AWS_ENDPOINT_URL"):
+        storage.check_writable(f"{bucket}/x")
+    assert time.monotonic() - began < 15
+
+
+def test_a_server_that_never_answers_is_told_soon(bucket: str, use_server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_CHECK_SECONDS", 1.0)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        use_server(f"http://127.0.0.1:{silent.getsockname()[1]}", "key-key-key", "secret-secret")
+        with pytest.raises(DataError, match="no answer within 1 seconds"):
+            storage.check_writable(f"{bucket}/x")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "x"
+    storage.write_bytes(str(target), b"old")
+    limited = (
+        "import resource, signal, sys; from data import storage\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        f"storage.write_bytes({str(target)!r}, b'n' * 5000)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert "DataError: cannot write" in run.stderr
+    assert target.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_rays_file_system_pickles_without_credentials(bucket: str, s3_server) -> None:
+    filesystem, path = storage.arrow_filesystem(f"{bucket}/runs")
+    assert filesystem is not None
+    assert path == f"{bucket}/runs".removeprefix("s3://")
+    pickled = pickle.dumps(filesystem)
+    assert s3_server.secret.encode() not in pickled
+    assert s3_server.key.encode() not in pickled
+    # A process of its own reads its credentials from its own environment.
+    script = (
+        "import pickle, sys; fs = pickle.load(sys.stdin.buffer)\n"
+        f"with fs.open_output_stream('{path}/a') as out: out.write(b'from afar')\n"
+        f"print(fs.open_input_stream('{path}/a').read().decode())"
+    )
+    run = subprocess.run([sys.executable, "-c", script], input=pickled, capture_output=True, check=False)
+    assert (run.returncode, run.stdout.strip()) == (0, b"from afar"), run.stderr.decode()
+    assert storage.read_bytes(f"{bucket}/runs/a") == b"from afar"
+    assert filesystem.get_file_info(f"{path}/a").type == pyarrow.fs.FileType.File
+
+
+def test_rays_file_system_of_a_local_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.arrow_filesystem("runs") == (None, str(tmp_path / "runs"))
+
+
+def test_s3_works_in_a_forked_child(bucket: str) -> None:
+    storage.write_bytes(f"{bucket}/x", b"parent")
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if storage.read_bytes(f"{bucket}/x") == b"parent" else 1)
+    assert _exit_code(child, seconds=20) == 0
+
+
+def _exit_code(child: int, seconds: float) -> int | None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    return None
+
+
+class _Faulty(http.server.BaseHTTPRequestHandler):
+    """Serves ranges of PAYLOAD; the first `failures` range requests break off in the middle of the body."""
+
+    PAYLOAD = bytes(range(256)) * 40_000
+    failures = 0
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.PAYLOAD)))
+        self.send_header("Accept-Ranges", "bytes")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        stated = self.headers["Range"]
+        first, last = (int(number) for number in stated.removeprefix("bytes=").split("-"))
+        body = self.PAYLOAD[first : last + 1]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Range", f"bytes {first}-{last}/{len(self.PAYLOAD)}")
+        self.end_headers()
+        if type(self).failures > 0:
+            type(self).failures -= 1
+            self.wfile.write(body[: len(body) // 2])
+            self.close_connection = True
+        else:
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def faulty() -> Iterator[Callable[[int], str]]:
+    """The URL of a file whose first n range requests break off."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Faulty)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+
+    def start(failures: int) -> str:
+        _Faulty.failures = failures
+        return f"http://127.0.0.1:{server.server_port}/file"
+
+    yield start
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_fetch_tries_broken_ranges_again(faulty, tmp_path: Path) -> None:
+    digest = hashlib.sha256(_Faulty.PAYLOAD).hexdigest()
+    storage.fetch(faulty(2), len(_Faulty.PAYLOAD), digest, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == _Faulty.PAYLOAD
+
+
+def test_fetch_gives_up_on_a_server_that_always_breaks_off(
+    faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_ATTEMPTS", 3)
+    url = faulty(10**6)
+    with pytest.raises(DataError, match=f"cannot read {url}"):
+        storage.fetch(url, len(_Faulty.PAYLOAD), None, tmp_path / "copy")
+    assert list(tmp_path.iterdir()) == []
