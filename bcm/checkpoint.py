@@ -1,7 +1,7 @@
 """Checkpoints: a directory of safetensors and JSON, never pickle.
 
-`checkpoint.json` is written last and names every other file with its SHA-256, so a directory that was not finished or was
-changed is never taken for a checkpoint.
+`checkpoint.json` is written last and names every other file with its SHA-256, so a directory that was not finished
+or was changed is never taken for a checkpoint.
 """
 
 import hashlib

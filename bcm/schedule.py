@@ -91,8 +91,8 @@ PAIR_LAWS = {
     "paper": PairLaw(mass=lambda p, grid: p, weight=_paper_weight),
     "wide": PairLaw(mass=lambda p, grid: torch.ones_like(grid), weight=_wide_weight),
 }
-"""`paper`: n' ~ p(n), lambda' = 1/|t_n - t_n'| (Section 3.2). `wide`: n' uniform over the grid, its end T included, with a
-mild weight, so that long jumps are trained too (docs/log.md)."""
+"""`paper`: n' ~ p(n), lambda' = 1/|t_n - t_n'| (Section 3.2). `wide`: n' uniform over the grid, its end T included,
+with a mild weight, so that long jumps are trained too (docs/log.md)."""
 
 
 @dataclass(frozen=True)

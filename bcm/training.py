@@ -101,8 +101,8 @@ def train_step(
 ) -> StepMetrics:
     """Algorithm 1, one iteration.
 
-    Image order, noise and times depend on (seed, k, position) alone, so that the global batch is the same for any number
-    of workers; dropout masks depend on (seed, k, rank).
+    Image order, noise and times depend on (seed, k, position) alone, so that the global batch is the same for any
+    number of workers; dropout masks depend on (seed, k, rank).
     """
     k, positions = state.k, batch.positions.to(state.device)
     x = from_uint8(batch.images.to(state.device, non_blocking=True))

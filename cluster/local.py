@@ -39,6 +39,8 @@ DRIVER_ENV = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
     # Otherwise every line a worker prints appears twice.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # Noise: every report of every rank, and a question to the dashboard a private Ray has not. Read at ray's import.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "Reporting training result|Failed to query Ray Train Controller actor state",
     # Without this Ray warns about GPUs in every process that asked for none.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -48,8 +50,6 @@ _PRIVATE_ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # No node of a single machine is taken away with a warning.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # Read when ray is imported. The cleaner asks a dashboard, which a private Ray saves the memory of.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "Failed to query Ray Train Controller actor state",
 }
 _CLUSTER_GIVEN = {"RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"}
 

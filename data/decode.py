@@ -38,7 +38,7 @@ def _members(tar: tarfile.TarFile, where: str) -> Iterator[tuple[str, str, tarfi
     for member in tar:
         if member.isdir():
             continue
-        if not member.isreg():
+        if not member.isreg() or member.issparse():
             raise DataError(f"{where}: member {member.name!r} is a link or a device, not a file: write the shard again")
         key, extension = _key_and_extension(member.name)
         if extension.rpartition(".")[2] in REFUSED_EXTENSIONS:

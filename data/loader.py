@@ -1,7 +1,7 @@
 """Resumable batches: a pure function of (seed, images seen), gathered ahead of the consumer by one thread."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import count
@@ -81,7 +81,7 @@ class Loader:
             wait=0.0,
         )
 
-    def batches(self, images_seen: int) -> Iterator[Batch]:
+    def batches(self, images_seen: int) -> Generator[Batch, None, None]:
         """Endless batches from `images_seen` on. Closing the iterator ends its thread, whose errors are raised here."""
         positions = count(images_seen, self.batch_size)
         pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bcm-loader")

@@ -16,7 +16,6 @@ from pathlib import PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from webdataset.writer import TarWriter
 
 from data import storage
 from data.errors import DataError
@@ -77,6 +76,9 @@ def _png(image: NDArray[np.uint8]) -> bytes:
 
 
 def _tar(samples: Iterable[Sample]) -> bytes:
+    # webdataset imports torch, which those who only read a manifest need not wait for.
+    from webdataset.writer import TarWriter
+
     buffer = io.BytesIO()
     with TarWriter(buffer, user="", group="", mtime=_MODIFIED, encoder=False) as writer:
         for sample in samples:

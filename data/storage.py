@@ -59,14 +59,14 @@ def _scheme(url: str) -> str:
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec file system of a URL and the path inside it. It must not be forked."""
+    """The fsspec file system of a URL and the path inside it."""
     if not url.strip():
         raise DataError("the storage URL is empty: give a path or a URL such as s3://bucket/folder")
     scheme = _scheme(url)
     if "@" in urlsplit(url).netloc:
         raise DataError(
-            f"the {scheme} URL holds credentials (a part before '@'): give them in the environment instead, for example "
-            "as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            f"the {scheme} URL holds credentials (a part before '@'): give them in the environment instead, for "
+            "example as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     if scheme in _BUCKET_STORES and not urlsplit(url).netloc:
         raise DataError(f"{url} names no bucket: write {scheme}://bucket/folder")

@@ -109,7 +109,7 @@ class Board:
 
 @contextmanager
 def shown(board: Board, batch_size: int) -> Iterator[None]:
-    """Print the board's progress for the length of the block: one live line on a terminal, a line at times elsewhere."""
+    """Print the board's progress during the block: one live line on a terminal, a line at times elsewhere."""
     over = threading.Event()
     live = sys.stdout.isatty()
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from PIL import Image, UnidentifiedImageError
@@ -41,17 +42,18 @@ class ServedBCM(PythonModel):
     def predict(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any]
     ) -> pd.DataFrame:
-        """Answer a table of rows; a wrong row or parameter raises `BCMError`."""
-        task, nfe = params["task"], int(params["nfe"])
-        if task not in TASKS:
-            raise BCMError(f"task {task!r} is unknown; known are {', '.join(TASKS)}.")
-        chunks = [
-            self._answer(task, nfe, model_input.iloc[start : start + ROWS_AT_ONCE])
-            for start in range(0, len(model_input), ROWS_AT_ONCE)
-        ]
-        return pd.concat(chunks, ignore_index=True) if chunks else pd.DataFrame({"image": []})
+        """Answer a table of rows; a wrong row or parameter raises `MlflowException`, which REST clients see as 400."""
+        starts = range(0, len(model_input), ROWS_AT_ONCE)
+        parts = [model_input.iloc[start : start + ROWS_AT_ONCE] for start in starts]
+        try:
+            answers = [self._answer(params["task"], int(params["nfe"]), part) for part in parts]
+        except BCMError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from error
+        return pd.concat(answers, ignore_index=True) if answers else pd.DataFrame({"image": []})
 
     def _answer(self, task: str, nfe: int, rows: pd.DataFrame) -> pd.DataFrame:
+        if task not in TASKS:
+            raise BCMError(f"task {task!r} is unknown; known are {', '.join(TASKS)}.")
         seeds = [int(seed) for seed in rows["seed"]]
         labels = [int(label) for label in rows["label"]] if "label" in rows else None
         if task == "generate":

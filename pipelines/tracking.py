@@ -294,10 +294,11 @@ def reported(uri: str, problem: str) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
+    handled = sys.exception()
     try:
         yield
     except (MlflowException, SQLAlchemyError, sqlite3.Error, requests.RequestException, OSError, ImportError) as error:
-        message = f"MLflow at {redacted(uri)}: {problem} ({_cause(error)}). {_remedy(uri)}"
+        message = f"MLflow at {redacted(uri)}: {problem} ({_cause(error, handled)}). {_remedy(uri)}"
         raise TrackingError(message) from None
 
 
@@ -344,8 +345,8 @@ def _within(seconds: float, call: Callable[[], Result]) -> Result:
     thread = threading.Thread(target=attempt, daemon=True)
     thread.start()
     thread.join(seconds)
-    if errors:
-        raise errors[0]
+    for error in errors:
+        raise error from error.__cause__ or error.__context__  # raising anew would replace the context
     if not outcome:
         raise TimeoutError(f"no answer within {seconds:.0f} s")
     return outcome[0]
@@ -382,10 +383,13 @@ def _send_points(client: "MlflowClient", run_id: str, points: Sequence[Point]) -
     )
 
 
-def _cause(error: Exception) -> str:
-    """One short line: the operating system's error at the root of the chain, where there is one."""
+def _cause(error: Exception, handled: BaseException | None = None) -> str:
+    """One short line: the operating system's error at the root of the chain, where there is one.
+
+    The chain ends at `handled`, which the caller of MLflow was handling already.
+    """
     root: BaseException = error
-    while inner := root.__cause__ or root.__context__:
+    while (inner := root.__cause__ or root.__context__) and inner is not handled:
         root = inner
     shown = root if isinstance(root, OSError) else error
     line = redacted(" ".join(str(shown).split())) or type(shown).__name__

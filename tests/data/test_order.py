@@ -69,7 +69,7 @@ def test_flips_are_independent_of_the_order() -> None:
 
 
 def test_unequal_shares_name_both_numbers_and_sizes_that_work() -> None:
-    with pytest.raises(DataError, match="batch of 10 images .* 4 workers.* 8 or 12"):
+    with pytest.raises(DataError, match=r"batch of 10 images .* 4 workers.* 8 or 12"):
         rank_slice(10, 0, 4)
 
 

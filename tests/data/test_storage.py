@@ -147,7 +147,7 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
 
 def test_a_missing_bucket_is_named(bucket: str) -> None:
     assert bucket.startswith("s3://bucket/")
-    with pytest.raises(DataError, match="cannot write to s3://another/x.*bucket does not exist"):
+    with pytest.raises(DataError, match=r"cannot write to s3://another/x.*bucket does not exist"):
         storage.check_writable("s3://another/x")
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 from PIL import Image
 from servers import mlflow_server
 
@@ -255,7 +256,7 @@ def test_inverted_images_are_little_endian_floats(served: Any, toolkit: Toolkit)
     ],
 )
 def test_wrong_images_are_named(served: Any, image: str, message: str):
-    with pytest.raises(BCMError, match=message):
+    with pytest.raises(MlflowException, match=message):
         served.predict(pd.DataFrame({"seed": [1], "image": [image]}), params={"task": "reconstruct"})
 
 
@@ -268,5 +269,5 @@ def test_wrong_images_are_named(served: Any, image: str, message: str):
     ],
 )
 def test_wrong_parameters_are_named(served: Any, params: dict[str, Any], message: str):
-    with pytest.raises(BCMError, match=message):
+    with pytest.raises(MlflowException, match=message):
         served.predict(ROWS[["seed"]], params=params)

@@ -136,6 +136,14 @@ def test_an_unusable_store_is_one_message_with_the_remedy_and_no_password(kind: 
     assert time.monotonic() - start < 15
 
 
+def test_the_cause_is_mlflows_and_not_the_error_being_handled():
+    try:
+        raise FileNotFoundError("shard lost")
+    except FileNotFoundError:
+        with pytest.raises(TrackingError, match="Connection refused"):
+            tracking.finish_run(f"http://127.0.0.1:{free_port()}", "0123", "FAILED")
+
+
 def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tracking, "_ANSWER_SECONDS", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:

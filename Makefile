@@ -1,0 +1,37 @@
+# Every target makes .venv from requirements.lock when it is missing or out of date.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+SHELL := /bin/bash
+QUICKSTART ?=
+PYTEST ?=
+
+.PHONY: quickstart test check lock clean
+
+quickstart: $(INSTALLED)  ## real images to a registered model, in about eight minutes
+	$(BIN)/python -m pipelines.quickstart $(QUICKSTART)
+
+test: $(INSTALLED)  ## every test, the slow ones too
+	$(BIN)/python -m pytest $(PYTEST)
+
+check: $(INSTALLED)  ## style, types and import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+lock:  ## pin what pyproject.toml asks for, from a fresh environment
+	rm -rf .venv-lock
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install 'torch==2.13.0' 'mlflow==3.17.2' 'ray[default,train,tune]==2.60.0' '.[dev]'
+	.venv-lock/bin/pip freeze --all | grep -v -E '^(bcm|pip) ?[@=]' | sed -E 's/\+cpu$$//' > requirements.lock
+	rm -rf .venv-lock
+
+clean:  ## remove .venv
+	rm -rf .venv
+
+$(INSTALLED): requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@

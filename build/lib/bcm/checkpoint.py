@@ -1,0 +1,158 @@
+"""Checkpoints: a directory of safetensors and JSON, never pickle.
+
+`checkpoint.json` is written last and names every other file with its SHA-256, so a directory that was not finished
+or was changed is never taken for a checkpoint.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bcm.networks import NetworkConfig, build_network, network_from_dict, network_to_dict
+from bcm.precond import BCM
+from bcm.training import TrainState
+from bcm.types import BCMError
+
+FORMAT = {"format": "bcm-checkpoint", "version": 1}
+INDEX = "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint says of itself."""
+
+    k: int
+    """Training iterations done."""
+    network: NetworkConfig
+    sigma_data: float
+    extra: dict[str, Any]
+    """Whatever the writer noted: config, dataset, code version. JSON only."""
+
+
+def save_checkpoint(
+    directory: Path, state: TrainState, network: NetworkConfig, extra: Mapping[str, Any] | None = None
+) -> None:
+    """Write weights, average, optimizer and progress of `state`; `network` rebuilds the architecture."""
+    optimizer = {
+        f"{index}.{name}": value
+        for index, entry in state.optimizer.state_dict()["state"].items()
+        for name, value in entry.items()
+    }
+    tensors = {"model": _tensors(state.model), "ema": _tensors(state.ema.model), "optimizer": optimizer}
+    progress = {"k": state.k, "skipped": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
+    _write(directory, tensors, {**_describe(state.model, network), **progress, "extra": dict(extra or {})})
+
+
+def load_checkpoint(directory: Path, state: TrainState, network: NetworkConfig) -> CheckpointInfo:
+    """Continue from `directory`, bit for bit; another architecture than `network` is an error."""
+    index = _read_index(directory)
+    info = _info(directory, index)
+    _check_architecture(directory, info.network, network)
+    _load_weights(directory, index, "model", state.model)
+    _load_weights(directory, index, "ema", state.ema.model)
+    flat = _read(directory, index, "optimizer")
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in flat.items():
+        position, key = name.split(".", 1)
+        moments.setdefault(int(position), {})[key] = value
+    state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": moments})
+    state.k = info.k
+    state.skipped, state.skipped_in_a_row = int(index["skipped"]), int(index["skipped_in_a_row"])
+    return info
+
+
+def save_model(directory: Path, model: BCM, network: NetworkConfig, k: int, extra: Mapping[str, Any]) -> None:
+    """Write a model for inference alone: its weights stand as the average."""
+    _write(directory, {"ema": _tensors(model)}, {**_describe(model, network), "k": k, "extra": dict(extra)})
+
+
+def load_model(directory: Path, device: torch.device | str = "cpu") -> tuple[BCM, CheckpointInfo]:
+    """The model to use for inference (EMA weights, eval mode), and what its checkpoint says."""
+    index = _read_index(directory)
+    info = _info(directory, index)
+    model = BCM(build_network(info.network), info.sigma_data)
+    _load_weights(directory, index, "ema", model)
+    return model.to(device).eval().requires_grad_(False), info
+
+
+def _describe(model: BCM, network: NetworkConfig) -> dict[str, Any]:
+    return {"network": network_to_dict(network), "sigma_data": model.sigma_data}
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
+
+
+def _write(directory: Path, tensors: Mapping[str, dict[str, Tensor]], index: dict[str, Any]) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / INDEX).unlink(missing_ok=True)
+    for name, group in tensors.items():
+        save_file(group, directory / f"{name}.safetensors")
+    files = {name: _sha256(directory / f"{name}.safetensors") for name in tensors}
+    partial = directory / f"{INDEX}.partial"
+    partial.write_text(json.dumps({**FORMAT, **index, "files": files}, indent=1))
+    partial.rename(directory / INDEX)
+
+
+def _read_index(directory: Path) -> dict[str, Any]:
+    path = directory / INDEX
+    try:
+        index = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise BCMError(f"{directory} is no finished checkpoint: {INDEX} is missing. Choose another.") from error
+    except ValueError as error:
+        raise BCMError(f"{path} is damaged ({error}). Choose another checkpoint.") from error
+    if not isinstance(index, dict) or {name: cast(Any, index).get(name) for name in FORMAT} != FORMAT:
+        raise BCMError(f"{path} is not of format {FORMAT['format']} version {FORMAT['version']}.")
+    return cast(dict[str, Any], index)
+
+
+def _info(directory: Path, index: dict[str, Any]) -> CheckpointInfo:
+    try:
+        network = network_from_dict(index["network"])
+        return CheckpointInfo(int(index["k"]), network, float(index["sigma_data"]), dict(index["extra"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise BCMError(f"{directory / INDEX}: {error}.") from error
+
+
+def _check_architecture(directory: Path, found: NetworkConfig, wanted: NetworkConfig) -> None:
+    a, b = network_to_dict(found), network_to_dict(wanted)
+    differing = [f"{key} is {a.get(key)}, not {b.get(key)}" for key in {**a, **b} if a.get(key) != b.get(key)]
+    if differing:
+        raise BCMError(
+            f"checkpoint {directory} holds another architecture: {'; '.join(differing)}. "
+            "Use the recipe and network options it was trained with."
+        )
+
+
+def _read(directory: Path, index: dict[str, Any], name: str) -> dict[str, Tensor]:
+    path = directory / f"{name}.safetensors"
+    expected = index.get("files", {}).get(name)
+    if expected is None:
+        raise BCMError(f"checkpoint {directory} holds no {name} (it was saved for inference alone).")
+    if not path.is_file() or _sha256(path) != expected:
+        raise BCMError(f"{path} is missing or does not match the SHA-256 in {INDEX}. Choose another checkpoint.")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise BCMError(f"{path} cannot be read: {error}.") from error
+
+
+def _load_weights(directory: Path, index: dict[str, Any], name: str, module: nn.Module) -> None:
+    try:
+        module.load_state_dict(_read(directory, index, name))
+    except RuntimeError as error:
+        raise BCMError(f"{directory / name}.safetensors does not fit the network: {error}") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,149 @@
+"""The time steps of sampling and inversion: small values that know their NFE and are stored as JSON with a model."""
+
+import itertools
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from bcm.schedule import T_MAX, T_MIN
+from bcm.types import BCMError
+
+
+def _check_rising(kind: str, times: tuple[float, ...], at_least: int) -> None:
+    if len(times) < at_least or not all(isinstance(t, float | int) for t in times):
+        raise BCMError(f"{kind}: {times} must be at least {at_least} numbers.")
+    for earlier, later in itertools.pairwise(times):
+        if not earlier < later:
+            raise BCMError(f"{kind}: time {later} after {earlier} is out of order; list the times in rising order.")
+    if times[0] < T_MIN or times[-1] > T_MAX:
+        raise BCMError(f"{kind}: times {times[0]} ... {times[-1]} leave the range [{T_MIN}, {T_MAX}].")
+
+
+def _check_noise_scales(kind: str, scales: tuple[float, ...], times: tuple[float, ...], t_min: float) -> None:
+    if len(scales) != len(times) - 1:
+        raise BCMError(f"{kind}: {len(times)} zigzag times need {len(times) - 1} noise scales, not {len(scales)}.")
+    for scale, time in zip(scales, times, strict=False):
+        if not t_min <= scale < time:
+            raise BCMError(f"{kind}: noise scale {scale} must lie in [{t_min}, {time}), below its time step.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ancestral:
+    """Time steps of Algorithm 2; with two times it is one-step sampling."""
+
+    times: tuple[float, ...] = (T_MIN, T_MAX)
+    """t_0 < t_1 < ... < t_N = T, where t_0 stands for time 0."""
+
+    def __post_init__(self) -> None:
+        """Check order and range."""
+        _check_rising("ancestral", self.times, at_least=2)
+
+    @property
+    def nfe(self) -> int:
+        """Number of network calls."""
+        return len(self.times) - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zigzag:
+    """Time steps of Algorithm 3."""
+
+    times: tuple[float, ...]
+    """t_1 < ... < t_N = T."""
+    noise_scales: tuple[float, ...]
+    """epsilon_1 ... epsilon_{N-1}, the noise added at each turn, each below its t_n."""
+    t_min: float = T_MIN
+    """The time that stands for 0."""
+
+    def __post_init__(self) -> None:
+        """Check order and range."""
+        _check_rising("zigzag", (self.t_min, *self.times), at_least=2)
+        _check_noise_scales("zigzag", self.noise_scales, self.times, self.t_min)
+
+    @property
+    def nfe(self) -> int:
+        """Number of network calls: each turn denoises and amplifies, and one call ends."""
+        return 2 * len(self.times) - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Combined:
+    """Time steps of Algorithm 4: ancestral down to tau_M = t_1, zigzag from there."""
+
+    times: tuple[float, ...]
+    """t_1 < ... < t_N = T, the ancestral steps."""
+    zigzag_times: tuple[float, ...]
+    """tau_1 < ... < tau_{M-1}, the zigzag steps below tau_M = t_1."""
+    noise_scales: tuple[float, ...]
+    """epsilon_1 ... epsilon_{M-1}, each below its tau_m."""
+    t_min: float = T_MIN
+    """The time that stands for 0."""
+
+    def __post_init__(self) -> None:
+        """Check order and range."""
+        _check_rising("combined", (self.t_min, *self.zigzag_times, *self.times), at_least=3)
+        if len(self.times) < 2:
+            raise BCMError(f"combined: times {self.times} need at least t_1 < T.")
+        _check_noise_scales("combined", self.noise_scales, (*self.zigzag_times, self.times[0]), self.t_min)
+
+    @property
+    def nfe(self) -> int:
+        """Number of network calls."""
+        return len(self.times) - 1 + 2 * len(self.zigzag_times) + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inversion:
+    """Time steps of Algorithm 5."""
+
+    times: tuple[float, ...]
+    """epsilon = t_1 < ... < t_N <= T; t_1 is also the scale of the noise added to the image."""
+
+    def __post_init__(self) -> None:
+        """Check order and range."""
+        _check_rising("inversion", self.times, at_least=2)
+
+    @property
+    def nfe(self) -> int:
+        """Number of network calls."""
+        return len(self.times) - 1
+
+
+TimeSteps = Ancestral | Zigzag | Combined | Inversion
+
+PAPER_CIFAR10: dict[str, TimeSteps] = {
+    "sample-1": Ancestral(),
+    "sample-2": Ancestral(times=(T_MIN, 1.2, T_MAX)),
+    "sample-3": Zigzag(times=(0.8, T_MAX), noise_scales=(0.2,)),
+    "sample-4": Combined(times=(1.2, T_MAX), zigzag_times=(0.3,), noise_scales=(0.1,)),
+    "invert-1": Inversion(times=(0.07, T_MAX)),
+    "invert-2": Inversion(times=(0.07, 6.0, T_MAX)),
+    "invert-4": Inversion(times=(0.07, 1.5, 4.0, 10.0, T_MAX)),
+}
+"""The paper's schedules for BCM on CIFAR-10 (Appendix C.2), by task and NFE."""
+
+_KINDS: dict[str, type[Ancestral] | type[Zigzag] | type[Combined] | type[Inversion]] = {
+    "ancestral": Ancestral,
+    "zigzag": Zigzag,
+    "combined": Combined,
+    "inversion": Inversion,
+}
+
+
+def to_dict(steps: TimeSteps) -> dict[str, Any]:
+    """A JSON-ready form: the fields and their `kind`."""
+    return {"kind": type(steps).__name__.lower(), **asdict(steps)}
+
+
+def from_dict(entry: dict[str, Any]) -> TimeSteps:
+    """The inverse of `to_dict`; a wrong kind, key, order or range raises `BCMError`."""
+    kind = _KINDS.get(str(entry.get("kind")))
+    if kind is None:
+        raise BCMError(f"time steps: kind {entry.get('kind')!r} is unknown; known are {', '.join(_KINDS)}.")
+    values = {name: tuple(v) if isinstance(v, list | tuple) else v for name, v in entry.items() if name != "kind"}
+    known = {field.name for field in fields(kind)}
+    if not {"times"} <= set(values) <= known:
+        raise BCMError(f"time steps of kind {entry['kind']}: keys {sorted(values)} do not match {sorted(known)}.")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise BCMError(f"time steps {entry}: {error}.") from error

@@ -1,0 +1,1 @@
+"""Where a job runs: Ray clusters, how much of them a job takes, and what is shipped with it."""

@@ -1,0 +1,102 @@
+"""What is shipped with a job: the working directory, plain settings, the git commit; never a secret."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import ClusterError
+
+SIZE_LIMIT = 100 * 2**20
+"""Bytes of zip the job server accepts."""
+
+EXCLUDES = (
+    ".git",
+    ".venv",
+    "__pycache__",
+    ".pytest_cache",
+    ".ruff_cache",
+    "/runs",
+    "/mlruns",
+    "/mlartifacts",
+    "mlflow.db*",
+    "/tests",
+    "/docs",
+)
+"""What a job never needs, in .gitignore's syntax; the directory's own .gitignore is respected too."""
+
+SHA_VARIABLE = "BCM_GIT_SHA"
+"""Environment variable that carries the commit of the code a job runs."""
+
+_SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|PRIVATE|API_?KEY|ACCESS_KEY", re.IGNORECASE)
+_SECRET_VALUE = re.compile(r"://[^/@\s]*:[^/@\s]*@|AKIA[0-9A-Z]{16}|-----BEGIN")
+
+
+def job_runtime_env(working_dir: str | Path, env_vars: Mapping[str, str]) -> dict[str, Any]:
+    """Ray runtime environment of a job that runs the code in `working_dir`.
+
+    Raises:
+        ClusterError: no such directory, more than the job server takes, or a secret among `env_vars`.
+    """
+    root = Path(working_dir)
+    if not root.is_dir():
+        raise ClusterError(f"{root}: no such directory to ship with the job")
+    refuse_secrets(env_vars, "the job's environment")
+    _check_size(root)
+    shipped = {SHA_VARIABLE: git_sha(root)} | dict(env_vars)
+    return {"working_dir": str(root), "excludes": list(EXCLUDES), "env_vars": shipped}
+
+
+def refuse_secrets(env_vars: Mapping[str, str], where: str) -> None:
+    """Raise ClusterError if a name or a value looks like a secret: Ray keeps these in clear and shows them."""
+    for name, value in env_vars.items():
+        if looks_secret(name, value):
+            raise ClusterError(
+                f"{name} looks like a secret and would be stored in clear in {where}; give it to the nodes instead "
+                "(IAM role, or the environment of `ray start`), or name a file there that holds it"
+            )
+
+
+def looks_secret(name: str, value: str) -> bool:
+    """Whether a setting's name or value is like that of a key, a token, a password, or a URL with a password."""
+    return bool(_SECRET_NAME.search(name) or _SECRET_VALUE.search(value))
+
+
+def git_sha(root: str | Path) -> str:
+    """Commit of the working tree at `root`, with "+dirty" if it was changed since; "unknown" outside git."""
+    commit = _git(root, "rev-parse", "HEAD")
+    if not commit:
+        return "unknown"
+    return commit + ("+dirty" if _git(root, "status", "--porcelain") else "")
+
+
+def _git(root: str | Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _check_size(root: Path) -> None:
+    from ray._private.runtime_env.packaging import create_package
+
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "working_dir.zip"
+        create_package(str(root), package, include_gitignore=True, excludes=list(EXCLUDES))
+        size = package.stat().st_size
+    if size > SIZE_LIMIT:
+        raise ClusterError(
+            f"{root}: {size / 2**20:.0f} MiB zipped, more than the {SIZE_LIMIT / 2**20:.0f} MiB the job server takes; "
+            f"keep data and runs elsewhere or list them in {root / '.gitignore'}; biggest: {_biggest(root)}"
+        )
+
+
+def _biggest(root: Path) -> str:
+    files = [(path.stat().st_size, path) for path in root.rglob("*") if path.is_file()]
+    largest = sorted(files, reverse=True)[:3]
+    return ", ".join(f"{path.relative_to(root)} ({size / 2**20:.0f} MiB)" for size, path in largest)

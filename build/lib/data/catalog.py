@@ -1,0 +1,63 @@
+"""Facts of each data set, written once."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from data.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFacts:
+    """What is known of a data set before any of it is read.
+
+    Attributes:
+        name: The name used in commands, manifests and recipes.
+        resolution: Height and width in pixels (images are square).
+        channels: 1 (grey) or 3 (RGB).
+        splits: Number of images of each split.
+        class_names: Name of each label, in label order.
+        flip: Whether a mirrored image is as likely as the image itself.
+        source_note: Where the images come from.
+    """
+
+    name: str
+    resolution: int
+    channels: int
+    splits: Mapping[str, int]
+    class_names: tuple[str, ...]
+    flip: bool
+    source_note: str
+
+
+_DIGITS = DatasetFacts(
+    name="digits",
+    resolution=8,
+    channels=1,
+    splits=MappingProxyType({"train": 1500, "test": 297}),
+    class_names=tuple(str(digit) for digit in range(10)),
+    flip=False,
+    source_note="scikit-learn's load_digits: 1,797 scans of handwritten digits (UCI optdigits), shipped with it",
+)
+
+_CIFAR10 = DatasetFacts(
+    name="cifar10",
+    resolution=32,
+    channels=3,
+    splits=MappingProxyType({"train": 50_000, "test": 10_000}),
+    class_names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    flip=True,
+    source_note="CIFAR-10 (Krizhevsky, 2009), cifar-10-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html",
+)
+
+DATASETS: Mapping[str, DatasetFacts] = MappingProxyType({facts.name: facts for facts in (_DIGITS, _CIFAR10)})
+
+
+def facts(name: str) -> DatasetFacts:
+    """Facts of the data set called `name`; an unknown name is a DataError that names the nearest known one."""
+    if name in DATASETS:
+        return DATASETS[name]
+    nearest = difflib.get_close_matches(name.lower(), DATASETS, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    raise DataError(f"unknown data set {name!r}: {hint}Known: {', '.join(sorted(DATASETS))}")

@@ -1,0 +1,76 @@
+"""Turns what storage libraries raise into a DataError that says what to do."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from data.errors import DataError
+
+_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
+
+_NO_CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"})
+_UNREACHABLE = frozenset(
+    {"ConnectionError", "ConnectionClosedError", "HTTPClientError", "ClientConnectionError", "TimeoutError"}
+)
+_LASTING = _NO_CREDENTIALS | {
+    *("FileNotFoundError", "FileExistsError", "IsADirectoryError", "NotADirectoryError", "PermissionError"),
+    *("ImportError", "NotImplementedError", "ValueError"),
+}
+_REMEDIES: tuple[tuple[frozenset[str], str], ...] = (
+    (
+        _NO_CREDENTIALS,
+        "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, in the environment of every process",
+    ),
+    (
+        frozenset({"PermissionError"}),
+        "Check the permissions there and, for a bucket, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment",
+    ),
+    (frozenset({"FileNotFoundError"}), "Check the spelling, and that the bucket or folder exists"),
+    (frozenset({"NotADirectoryError", "FileExistsError"}), "A part of that path is a file: choose another path"),
+    (_UNREACHABLE, "Check that the server runs and can be reached, and AWS_ENDPOINT_URL if it is not AWS itself"),
+    (
+        frozenset({"ImportError", "ValueError"}),
+        "Use a path, file://, s3://, or install the fsspec package for that scheme",
+    ),
+)
+"""Names of exception classes, rather than the classes, because those of plug-ins may not be installed."""
+
+
+def _masked(text: str) -> str:
+    for name in _SECRETS:
+        if secret := os.environ.get(name):
+            text = text.replace(secret, "***")
+    return text
+
+
+def _names(error: BaseException) -> set[str]:
+    return {kind.__name__ for kind in type(error).__mro__}
+
+
+def _remedy(error: BaseException) -> str:
+    for names, remedy in _REMEDIES:
+        if names & _names(error):
+            return remedy
+    return "Check the URL, the free space and the permissions there"
+
+
+def is_lasting(error: BaseException) -> bool:
+    """Whether trying again cannot help."""
+    return bool(_names(error) & _LASTING)
+
+
+def failure(action: str, url: str, error: BaseException) -> DataError:
+    """The DataError "cannot {action} {url}: ...", with the cause, a remedy, and no secret from the environment."""
+    detail = " ".join(str(error).split())[:300].rstrip(".") or "no details"
+    return DataError(_masked(f"cannot {action} {url}: {type(error).__name__}: {detail}. {_remedy(error)}."))
+
+
+@contextmanager
+def explained(action: str, url: str) -> Iterator[None]:
+    """Turns whatever fsspec and its plug-ins raise, which has no common base but Exception, into a DataError."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise failure(action, url, error) from error

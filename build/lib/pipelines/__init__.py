@@ -1,0 +1,1 @@
+"""The jobs: each module is one command, `python -m pipelines.NAME --help`."""

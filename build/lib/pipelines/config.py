@@ -1,0 +1,134 @@
+"""The configuration of a run, and the command line built from it. The only user of tyro."""
+
+import difflib
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from types import FrameType
+from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
+
+import tyro
+
+from bcm.networks import NCSNppConfig
+from bcm.schedule import ScheduleConfig
+from bcm.training import TrainConfig
+from bcm.types import BCMError
+from cluster.errors import ClusterError
+from cluster.scaling import ScalingOptions
+from data.errors import DataError
+from pipelines.tracking import TrackingError
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A wrong option, recipe or run; the message names it and the remedy."""
+
+
+USER_ERRORS = (BCMError, ClusterError, ConfigError, DataError, TrackingError)
+"""What a command reports as one message; anything else is a bug and keeps its traceback."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that decides what a training run computes."""
+
+    recipe: str
+    """Name of the recipe this config started from."""
+    dataset: str
+    """Name of the data set, as in `pipelines.prepare`."""
+    network: NCSNppConfig
+    """The network F_theta."""
+    schedule: ScheduleConfig
+    """Time grid, its curriculum, and the law of the times."""
+    train: TrainConfig
+    """Optimisation."""
+    scaling: ScalingOptions
+    """Workers; may change when a run is resumed."""
+    checkpoint_every: int = 10_000
+    """Iterations between checkpoints."""
+    log_every: int = 100
+    """Iterations between points in MLflow."""
+
+    def __post_init__(self) -> None:
+        """Check what no part can check alone."""
+        if self.checkpoint_every < 1 or self.log_every < 1:
+            raise ConfigError("checkpoint-every and log-every must be at least 1.")
+        if self.train.batch_size % self.scaling.workers:
+            raise ConfigError(
+                f"train.batch-size {self.train.batch_size} does not divide among scaling.workers "
+                f"{self.scaling.workers}; choose a multiple."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready nested dict."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(entry: Mapping[str, Any]) -> "Config":
+        """The inverse of `to_dict`; an unknown or missing key is a `ConfigError` that names the nearest known one."""
+        return _from_dict(Config, entry, "config")
+
+
+def flatten(entry: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"train": {"seed": 0}} -> {"train.seed": 0}."""
+    flat: dict[str, Any] = {}
+    for key, value in entry.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A hint for a misspelt name: the nearest known one, and all of them."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return (f"did you mean '{close[0]}'? " if close else "") + f"Known: {', '.join(known)}."
+
+
+def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
+    """Run a command line; a user error becomes one message and exit code 2, Ctrl-C and SIGTERM exit code 130."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        main(sys.argv[1:])
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped.", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def parse(kind: type[T], argv: Sequence[str], module: str, default: T | None = None) -> T:
+    """Parse a command's options; `--help` and mistakes are answered here, with exit code 0 and 2."""
+    prog = f"python -m pipelines.{module}"
+    return tyro.cli(kind, args=list(argv), prog=prog, default=default, description=kind.__doc__)
+
+
+def _from_dict(kind: type[T], entry: Mapping[str, Any], where: str) -> T:
+    hints = get_type_hints(kind)
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for key in entry:
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key '{key}'; {nearest(key, known)}")
+    missing = [key for key in known if key not in entry]
+    if missing:
+        raise ConfigError(f"{where}: missing key '{missing[0]}'.")
+    values: dict[str, Any] = {}
+    for key, value in entry.items():
+        if is_dataclass(hints[key]):
+            values[key] = _from_dict(hints[key], value, f"{where}.{key}")  # type: ignore[arg-type]
+        else:
+            values[key] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)
+
+
+ConfigOptions = Annotated[Config, tyro.conf.arg(name="")]
+"""A `Config` whose options stand at the top level of a command line: --train.seed, not --config.train.seed."""

@@ -1,0 +1,49 @@
+"""`python -m pipelines.picture MODEL`: one picture of everything a model does."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from data import storage
+from pipelines import models, pictures
+from pipelines.config import parse, run_command
+from pipelines.evaluate import data_of
+from pipelines.sample import generated, inverted, test_images
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureOptions:
+    """Draw samples at every NFE, and held-out images with their noise and reconstructions."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """models:/NAME@ALIAS, or the URL of a run or checkpoint."""
+    data: str | None = None
+    """URL of the shards; by default those the run was trained on."""
+    count: int = 12
+    """Images in a row."""
+    out: str = "picture.png"
+    """The PNG to write."""
+    dry_run: bool = False
+    """Print what would be drawn and stop."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command line."""
+    options = parse(PictureOptions, argv, "picture")
+    toolkit = models.open_model(options.model)
+    x, labels = test_images(toolkit, storage.absolute(data_of(options.model, options.data)), options.count)
+    nfes = sorted(steps.nfe for name, steps in toolkit.schedules.items() if name.startswith("sample-"))
+    if options.dry_run:
+        print(f"would draw samples at NFE {nfes} and {len(x)} reconstructions -> {options.out}")
+        return
+    rows = [generated(toolkit, nfe, options.count, 0) for nfe in nfes]
+    rows += inverted(toolkit, x, labels, 4 if "invert-4" in toolkit.schedules else 0, 0)
+    pictures.save(pictures.grid(rows), Path(options.out))
+    print(f"wrote {options.out}")
+
+
+if __name__ == "__main__":
+    run_command(main)

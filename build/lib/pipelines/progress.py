@@ -1,0 +1,135 @@
+"""What a training run is doing, from the first worker to the terminal of whoever started it."""
+
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+LINE_SECONDS = 1.0
+"""How often a terminal's progress line is drawn."""
+LOG_SECONDS = 15.0
+"""How often a line is written where the output is no terminal."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One look at a running training."""
+
+    step: int
+    iterations: int
+    N: int
+    ct: float
+    st: float
+    images_per_second: float
+    wait_share: float
+    """Share of the time spent waiting for data, in [0, 1]."""
+
+    def line(self, batch_size: int) -> str:
+        """For people."""
+        left = (self.iterations - self.step) * batch_size / max(self.images_per_second, 1e-9)
+        return (
+            f"step {self.step}/{self.iterations}  N {self.N}  ct {self.ct:.3f}  st {self.st:.3f}  "
+            f"{self.images_per_second:.0f} images/s  data wait {100 * self.wait_share:.1f} %  "
+            f"left {int(left) // 60}:{int(left) % 60:02d}"
+        )
+
+
+class Meter:
+    """Speed and waiting share over the last few logged points."""
+
+    def __init__(self, points: int = 10) -> None:
+        """Average over `points` calls of `measure`."""
+        self._seen: deque[tuple[float, int, float]] = deque([(time.perf_counter(), 0, 0.0)], maxlen=points + 1)
+        self._images = 0
+        self._waited = 0.0
+
+    def add(self, images: int, waited: float) -> None:
+        """Count images trained on, over all workers, and seconds this worker waited for them."""
+        self._images += images
+        self._waited += waited
+
+    def measure(self) -> tuple[float, float]:
+        """Images per second and share of time waiting."""
+        self._seen.append((time.perf_counter(), self._images, self._waited))
+        (start, images, waited), (end, *_) = self._seen[0], self._seen[-1]
+        seconds = max(end - start, 1e-9)
+        return (self._images - images) / seconds, (self._waited - waited) / seconds
+
+
+class _Board:
+    def __init__(self) -> None:
+        self.latest: Progress | None = None
+        self.failure: str | None = None
+
+    def post(self, progress: Progress) -> None:
+        self.latest = progress
+
+    def fail(self, message: str) -> None:
+        self.failure = self.failure or message
+
+    def read(self) -> tuple[Progress | None, str | None]:
+        return self.latest, self.failure
+
+
+class Board:
+    """A small actor that workers post to and the driver reads; safe to send to workers.
+
+    It also remembers an error that no restart can mend, such as damaged data: workers that start again look here first.
+    """
+
+    def __init__(self) -> None:
+        """Start the actor; it takes no CPU from the workers."""
+        import ray
+
+        self._actor: ActorHandle[Any] = ray.remote(num_cpus=0)(_Board).remote()
+
+    def post(self, progress: Progress) -> None:
+        """Post and go on at once."""
+        self._actor.post.remote(progress)
+
+    def fail(self, message: str) -> None:
+        """Note why the run cannot go on."""
+        import ray
+
+        ray.get(self._actor.fail.remote(message))
+
+    def read(self) -> tuple[Progress | None, str | None]:
+        """The latest progress and the failure, if any."""
+        import ray
+
+        return ray.get(self._actor.read.remote(), timeout=30)
+
+
+@contextmanager
+def shown(board: Board, batch_size: int) -> Iterator[None]:
+    """Print the board's progress during the block: one live line on a terminal, a line at times elsewhere."""
+    over = threading.Event()
+    live = sys.stdout.isatty()
+
+    def draw() -> None:
+        last = None
+        while not over.wait(LINE_SECONDS if live else LOG_SECONDS):
+            try:
+                progress, _ = board.read()
+            except Exception:  # Ray is going down; the trainer says why
+                return
+            if progress is not None and progress != last:
+                last = progress
+                print(("\r\x1b[K" if live else "") + progress.line(batch_size), end="" if live else "\n", flush=True)
+
+    thread = threading.Thread(target=draw, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(2)
+        if live:
+            print()

@@ -1,0 +1,117 @@
+"""Runs in storage: what a run was started with, and where its checkpoints are."""
+
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bcm.checkpoint import INDEX
+from cluster.runtime_env import SHA_VARIABLE, git_sha
+from data import storage
+from pipelines.config import Config, ConfigError, flatten, nearest
+
+RECORD = "run.json"
+CHECKPOINT_PREFIX = "checkpoint_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The record `run.json` of a training run, written once when it starts."""
+
+    name: str
+    """Name of the run, its folder in storage."""
+    storage: str
+    """URL of the folder that holds the run's folder."""
+    data: str
+    """URL of the data set."""
+    manifest_sha256: str
+    """Which data set that was."""
+    mlflow_run: str
+    """Id of its one run in MLflow."""
+    code: str
+    """Git commit of the code that started it."""
+    config: dict[str, Any]
+    """`Config.to_dict()`."""
+
+    @property
+    def url(self) -> str:
+        """Where the run is."""
+        return storage.join(self.storage, self.name)
+
+
+def new_name(recipe: str) -> str:
+    """A name no other run has: recipe, UTC time and four random digits."""
+    return f"{recipe}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def code_version() -> str:
+    """The commit of this code: noted at submission for a job, else asked of git."""
+    return os.environ.get(SHA_VARIABLE) or git_sha(Path(__file__).resolve().parents[1])
+
+
+def write_run(run: Run) -> None:
+    """Store the record."""
+    storage.write_json(storage.join(run.url, RECORD), asdict(run))
+
+
+def read_run(url: str) -> Run:
+    """The record of the run at `url`; a missing one is a `ConfigError` that lists the runs beside it."""
+    path = storage.join(url, RECORD)
+    if not storage.exists(path):
+        parent, _, name = url.rstrip("/").rpartition("/")
+        beside = [entry for entry in storage.list_names(parent) if storage.exists(storage.join(parent, entry, RECORD))]
+        raise ConfigError(f"no run at {url}: {nearest(name, beside) if beside else f'{parent} holds no runs.'}")
+    entry = storage.read_json(path)
+    if not isinstance(entry, dict) or set(entry) != {field.name for field in fields(Run)}:
+        raise ConfigError(f"{path} is not the record of a run.")
+    return Run(**entry)
+
+
+def check_same(run: Run, config: Config, manifest_sha256: str) -> None:
+    """Refuse to resume `run` with another config or data set; only `scaling` may change."""
+    before, now = flatten(run.config), flatten(config.to_dict())
+    changed = [key for key in now if not key.startswith("scaling.") and _plain(before.get(key)) != _plain(now[key])]
+    if changed:
+        shown = "; ".join(f"{key} was {before.get(key)}, now {now[key]}" for key in changed)
+        raise ConfigError(
+            f"run {run.name} cannot be resumed with other options: {shown}. Give the same, or start anew."
+        )
+    if run.manifest_sha256 != manifest_sha256:
+        raise ConfigError(f"run {run.name} was trained on another data set than {run.data} holds now. Start a new run.")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def checkpoint_name(k: int) -> str:
+    """The folder of the checkpoint after iteration `k`; names sort by time."""
+    return f"{CHECKPOINT_PREFIX}{k:09d}"
+
+
+def latest_checkpoint(run_url: str) -> str:
+    """URL of the newest finished checkpoint of a run."""
+    names = sorted((name for name in storage.list_names(run_url) if name.startswith(CHECKPOINT_PREFIX)), reverse=True)
+    for name in names:
+        if storage.exists(storage.join(run_url, name, INDEX)):
+            return storage.join(run_url, name)
+    raise ConfigError(f"run {run_url} has no checkpoint yet.")
+
+
+@contextmanager
+def local_checkpoint(url: str) -> Iterator[Path]:
+    """A local copy of the checkpoint at `url`, which may be a run (its newest is taken) or a checkpoint itself."""
+    checkpoint = url if storage.exists(storage.join(url, INDEX)) else latest_checkpoint(read_run(url).url)
+    with tempfile.TemporaryDirectory(prefix="bcm-checkpoint-") as folder:
+        storage.download_tree(checkpoint, folder)
+        yield Path(folder)
+
+
+def describe(config: Config) -> Mapping[str, Any]:
+    """The config as MLflow parameters."""
+    return flatten(config.to_dict())

@@ -1,0 +1,98 @@
+"""`python -m pipelines.sample MODEL`: a picture of what a model generates, inverts and reconstructs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from bcm import inference
+from bcm.inference import Toolkit, choose
+from bcm.types import Images, from_uint8
+from data import storage
+from data.cache import cached_split, default_cache_dir
+from data.shards import check_shards, load_manifest
+from pipelines import models, pictures
+from pipelines.config import ConfigError, parse, run_command
+from pipelines.evaluate import check_fit, data_of
+from pipelines.pictures import Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    """Draw new images, or held-out images with their noise and their reconstructions."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """models:/NAME@ALIAS, or the URL of a run or checkpoint."""
+    task: Literal["generate", "invert"] = "generate"
+    """generate new images, or invert real ones and reconstruct them."""
+    nfe: int = 0
+    """Network calls; 0 takes the most that the model has time steps for."""
+    count: int = 10
+    """Images in the picture."""
+    seed: int = 0
+    """The first image's seed; image i has seed + i, whatever the count."""
+    data: str | None = None
+    """URL of the shards with the images to invert; by default those the run was trained on."""
+    out: str = "samples.png"
+    """The PNG to write."""
+    dry_run: bool = False
+    """Print what would be drawn and stop."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.count < 1 or self.seed < 0 or self.nfe < 0:
+            raise ConfigError("--count must be at least 1, --seed and --nfe at least 0.")
+
+
+def test_images(toolkit: Toolkit, data: str, count: int) -> tuple[Images, list[int]]:
+    """The first held-out images, (B, C, H, W), and their labels."""
+    check_fit(toolkit, data)
+    manifest = load_manifest(data)
+    check_shards(data, manifest)
+    split = cached_split(data, manifest, "test", default_cache_dir())
+    return from_uint8(torch.tensor(split.images[:count])), split.labels[:count].tolist()
+
+
+def generated(toolkit: Toolkit, nfe: int, count: int, seed: int) -> Row:
+    """New images."""
+    steps, classes = choose(toolkit.schedules, "sample", nfe), toolkit.network.classes
+    seeds = list(range(seed, seed + count))
+    labels = [s % classes for s in seeds] if classes else None
+    return Row(f"samples\nNFE {steps.nfe}", inference.generate(toolkit, seeds, steps.nfe, labels))
+
+
+def inverted(toolkit: Toolkit, x: Images, labels: Sequence[int], nfe: int, seed: int) -> list[Row]:
+    """Originals, their noise and their reconstructions."""
+    steps, seeds = choose(toolkit.schedules, "invert", nfe), list(range(seed, seed + len(x)))
+    label = list(labels) if toolkit.network.classes else None
+    noise = inference.invert(toolkit, x, seeds, steps.nfe, label)
+    return [
+        Row("held-out images", x),
+        Row(f"their noise\nNFE {steps.nfe}", pictures.noise_as_image(noise, steps.times[-1])),
+        Row("reconstructions\nNFE 1", inference.reconstruct(toolkit, x, seeds, steps.nfe, label)),
+    ]
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command line."""
+    options = parse(SampleOptions, argv, "sample")
+    toolkit = models.open_model(options.model)
+    if options.dry_run:
+        steps = choose(toolkit.schedules, "sample" if options.task == "generate" else "invert", options.nfe)
+        print(f"would {options.task} {options.count} images with {steps} -> {options.out}")
+        return
+    if options.task == "generate":
+        rows = [generated(toolkit, options.nfe, options.count, options.seed)]
+    else:
+        data = data_of(options.model, options.data)
+        x, labels = test_images(toolkit, storage.absolute(data), options.count)
+        rows = inverted(toolkit, x, labels, options.nfe, options.seed)
+    pictures.save(pictures.grid(rows), Path(options.out))
+    print(f"wrote {options.out}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,118 @@
+"""What a model is worth: sample and reconstruction scores, computed as Ray tasks that merge."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bcm import inference
+from bcm.inference import Toolkit
+from bcm.metrics import Moments, frechet_distance, mse
+from bcm.types import Images, from_uint8
+from data.cache import CachedSplit
+
+BATCH = 250
+"""Images per network call; a unit of work always holds the same seeds, so results do not depend on the workers."""
+LABELLED_PIXELS = 64
+"""Largest image, in values, for which a classifier on raw pixels is trained to see whether labels are kept."""
+
+Labeller = Callable[[Images], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Held:
+    """The images a model is measured against."""
+
+    train: Moments
+    """Pixel moments of the training images."""
+    test: CachedSplit
+    labeller: Labeller | None
+    """Predicts labels from pixels; None for large images."""
+
+
+def pixels(x: Images) -> Tensor:
+    """Pixels in [0, 1], clamped, flattened to (B, D): the features of the pixel Frechet distance."""
+    return ((x.clamp(-1, 1) + 1) / 2).flatten(1)
+
+
+def images_of(split: CachedSplit, start: int = 0, stop: int | None = None) -> Images:
+    """Images of a split, (B, C, H, W) in [-1, 1]."""
+    return from_uint8(torch.from_numpy(np.array(split.images[start:stop])))
+
+
+def held(train: CachedSplit, test: CachedSplit) -> Held:
+    """Prepare the comparison with real images."""
+    moments = [Moments.of(pixels(images_of(train, i, i + BATCH))) for i in range(0, len(train.labels), BATCH)]
+    small = train.images[0].size <= LABELLED_PIXELS
+    return Held(sum(moments[1:], moments[0]), test, _classifier(train) if small else None)
+
+
+def _classifier(train: CachedSplit) -> Labeller:
+    from sklearn.svm import SVC
+
+    machine = SVC(C=10).fit(pixels(images_of(train)).numpy(), train.labels)
+    return lambda x: machine.predict(pixels(x).numpy())
+
+
+def sample_moments(toolkit: Toolkit, seeds: Sequence[int], nfe: int) -> Moments:
+    """Pixel moments of one batch of samples."""
+    labels = [seed % toolkit.network.classes for seed in seeds] if toolkit.network.classes else None
+    return Moments.of(pixels(inference.generate(toolkit, seeds, nfe, labels)))
+
+
+def reconstruction(toolkit: Toolkit, x: Images, seeds: Sequence[int], nfe: int, labels: Sequence[int]) -> Images:
+    """Reconstructions of one batch of images."""
+    return inference.reconstruct(toolkit, x, seeds, nfe, labels if toolkit.network.classes else None)
+
+
+def score_samples(
+    toolkit: Toolkit, train: Moments, nfes: Sequence[int], count: int, first: int = 0
+) -> dict[int, float]:
+    """Pixel Frechet distance between `count` samples, of seeds from `first` on, and the training images, by NFE."""
+    import ray
+
+    task, model = ray.remote(sample_moments), ray.put(toolkit)
+    starts = range(first, first + count, BATCH)
+    parts = {
+        nfe: [task.remote(model, list(range(start, min(start + BATCH, first + count))), nfe) for start in starts]
+        for nfe in nfes
+    }
+    moments = {nfe: ray.get(refs) for nfe, refs in parts.items()}
+    return {nfe: frechet_distance(sum(found[1:], found[0]), train) for nfe, found in moments.items()}
+
+
+def score_reconstructions(toolkit: Toolkit, real: Held, nfes: Sequence[int]) -> dict[str, float]:
+    """Mean squared error in [0, 1] and share of kept labels over the test images, by inversion NFE."""
+    import ray
+
+    task, model = ray.remote(reconstruction), ray.put(toolkit)
+    x, labels = images_of(real.test), real.test.labels.tolist()
+    starts = range(0, len(labels), BATCH)
+    refs: dict[int, list[Any]] = {
+        nfe: [
+            task.remote(model, x[i : i + BATCH], list(range(len(labels)))[i : i + BATCH], nfe, labels[i : i + BATCH])
+            for i in starts
+        ]
+        for nfe in nfes
+    }
+    scores: dict[str, float] = {}
+    for nfe, parts in refs.items():
+        found = torch.cat(ray.get(parts))
+        scores[f"mse_nfe{nfe}"] = float(mse(found, x).mean())
+        if real.labeller:
+            scores[f"labels_kept_nfe{nfe}"] = float(np.mean(real.labeller(found) == real.labeller(x)))
+    return scores
+
+
+def score_model(toolkit: Toolkit, real: Held, samples: int) -> dict[str, float]:
+    """Every score: Frechet distance of `samples` samples by NFE, over that of the test images too; reconstructions."""
+    sampling = sorted(s.nfe for name, s in toolkit.schedules.items() if name.startswith("sample-"))
+    inverting = sorted(s.nfe for name, s in toolkit.schedules.items() if name.startswith("invert-"))
+    test = frechet_distance(Moments.of(pixels(images_of(real.test))), real.train)
+    scores = {"frechet_test": test}
+    for nfe, distance in score_samples(toolkit, real.train, sampling, samples).items():
+        scores |= {f"frechet_nfe{nfe}": distance, f"frechet_ratio_nfe{nfe}": distance / test}
+    return scores | score_reconstructions(toolkit, real, inverting)

@@ -1,0 +1,179 @@
+"""`python -m pipelines.train RECIPE`: bidirectional consistency training on Ray, from shards to checkpoints."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from bcm.networks import build_network
+from bcm.schedule import discretization
+from cluster import local, scaling
+from data import storage
+from data.cache import CACHE_VARIABLE
+from data.manifest import Manifest
+from data.shards import check_shards, load_manifest
+from pipelines import runs, tracking
+from pipelines.config import Config, ConfigError, ConfigOptions, parse, run_command
+from pipelines.progress import Board, shown
+from pipelines.recipes import RECIPES, recipe
+from pipelines.worker import Job, train_worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Train a model with bidirectional consistency training (Algorithm 1) on Ray Train."""
+
+    config: ConfigOptions
+    """The recipe's config, with every field an option."""
+    storage: str = "runs"
+    """URL of the folder for runs: a local path, s3://..., or any other fsspec URL."""
+    data: str | None = None
+    """URL of the shards made by pipelines.prepare; by default STORAGE/data/DATASET."""
+    resume: str | None = None
+    """Name of a run in STORAGE to continue from its last checkpoint, with the options it was started with."""
+    experiment: str = "bcm"
+    """MLflow experiment. MLflow is where MLFLOW_TRACKING_URI says, by default runs/mlflow.db here."""
+    dry_run: bool = False
+    """Print the config, the stages and the size of the network, and start nothing."""
+
+
+def train(options: TrainOptions) -> runs.Run:
+    """Run a training to its end; must stand in a `cluster.local.session`."""
+    config = options.config
+    run_storage = storage.absolute(options.storage)
+    data = storage.absolute(options.data or storage.join(run_storage, "data", config.dataset))
+    manifest = load_manifest(data)
+    _check_data(config, manifest, data)
+    check_shards(data, manifest)
+    storage.check_writable(run_storage)
+    scaling.check_resources(config.scaling)
+    uri = tracking.resolve_uri("runs")
+    _check_tracking(uri)
+    run = _new_run(options, run_storage, data, manifest, uri)
+    print(f"run {run.url}\nMLflow run {run.mlflow_run} at {tracking.redacted(uri)}", flush=True)
+    job = Job(config=config, run=run, manifest=manifest, tracking_uri=uri, board=Board())
+    ending = "FAILED"
+    try:
+        _fit(job)
+        ending = "FINISHED"
+    except KeyboardInterrupt:
+        ending = "KILLED"
+        raise
+    finally:
+        _finish(uri, run, ending)
+    return run
+
+
+def _check_data(config: Config, manifest: Manifest, data: str) -> None:
+    network = config.network
+    wanted = (config.dataset, network.resolution, network.image_channels)
+    found = (manifest.name, manifest.resolution, manifest.channels)
+    if wanted != found:
+        raise ConfigError(
+            f"recipe {config.recipe} trains on {wanted[0]} ({wanted[1]} px, {wanted[2]} channels), but {data} holds "
+            f"{found[0]} ({found[1]} px, {found[2]} channels). Give --data, or the network options that fit."
+        )
+    if network.classes not in (0, len(manifest.class_names)):
+        raise ConfigError(f"network.classes is {network.classes}, but {data} has {len(manifest.class_names)} classes.")
+
+
+def _check_tracking(uri: str) -> None:
+    import ray
+
+    if tracking.is_local(uri) and len([node for node in ray.nodes() if node["Alive"]]) > 1:
+        raise ConfigError(
+            f"the workers of a cluster of several nodes cannot reach the MLflow store {uri} of this machine. "
+            "Set MLFLOW_TRACKING_URI to an MLflow server."
+        )
+
+
+def _new_run(options: TrainOptions, run_storage: str, data: str, manifest: Manifest, uri: str) -> runs.Run:
+    """The record of the run: a new one, or that of the run to resume."""
+    config = options.config
+    if options.resume:
+        run = runs.read_run(storage.join(run_storage, options.resume))
+        runs.check_same(run, config, manifest.sha256)
+        tracking.continue_run(uri, run.mlflow_run)
+        return replace(run, storage=run_storage, data=data)
+    name, code = runs.new_name(config.recipe), runs.code_version()
+    tags = {"code": code, "manifest_sha256": manifest.sha256, "run": name, "recipe": config.recipe}
+    params = {**runs.describe(config), "data": data, "storage": run_storage}
+    run_id = tracking.start_run(uri, experiment=options.experiment, name=name, params=params, tags=tags)
+    run = runs.Run(
+        name=name,
+        storage=run_storage,
+        data=data,
+        manifest_sha256=manifest.sha256,
+        mlflow_run=run_id,
+        code=code,
+        config=config.to_dict(),
+    )
+    runs.write_run(run)
+    return run
+
+
+def _fit(job: Job) -> None:
+    from ray.train.torch import TorchTrainer
+
+    arrow, path = storage.arrow_filesystem(job.run.storage)
+    worker_env = {CACHE_VARIABLE: os.environ[CACHE_VARIABLE]} if CACHE_VARIABLE in os.environ else {}
+    options = job.config.scaling
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        scaling_config=scaling.scaling_config(options),
+        run_config=scaling.run_config(
+            options, name=job.run.name, storage_path=path, storage_filesystem=arrow, worker_env=worker_env
+        ),
+    )
+    with shown(job.board, job.config.train.batch_size):
+        scaling.fit(trainer)
+    if failure := job.board.read()[1]:
+        raise ConfigError(failure)
+
+
+def _finish(uri: str, run: runs.Run, ending: Any) -> None:
+    try:
+        tracking.finish_run(uri, run.mlflow_run, ending)
+    except tracking.TrackingError as error:
+        print(f"warning: {error}\nSend what is missing later: --resume {run.name}", file=sys.stderr)
+
+
+def describe(config: Config) -> str:
+    """What `--dry-run` prints: the config, the network's size, the stages of N and the images seen."""
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in build_network(config.network).parameters() if p.requires_grad)
+    K = config.train.iterations
+    stages: dict[int, int] = {}
+    for k in range(K):
+        stages.setdefault(discretization(k, K, config.schedule), k)
+    lines = [
+        json.dumps(config.to_dict(), indent=2),
+        f"parameters       {parameters:,}",
+        f"images in all    {K * config.train.batch_size:,}",
+        "stages           " + ", ".join(f"N={N} from step {k}" for N, k in stages.items()),
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command line."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: python -m pipelines.train RECIPE [options]; RECIPE --help lists the options.\n\nRecipes:")
+        print("\n".join(f"  {name:20s} {(make.__doc__ or '').splitlines()[0]}" for name, make in RECIPES.items()))
+        return
+    options = parse(TrainOptions, argv[1:], f"train {argv[0]}", TrainOptions(config=recipe(argv[0])))
+    if options.dry_run:
+        print(describe(options.config))
+        return
+    with local.session():
+        run = train(options)
+    print(f"done: {run.url}")
+
+
+if __name__ == "__main__":
+    run_command(main)

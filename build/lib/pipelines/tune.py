@@ -1,0 +1,192 @@
+"""`python -m pipelines.tune MODEL`: search the time steps of sampling and inversion with Ray Tune."""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from bcm.inference import choose
+from bcm.timesteps import PAPER_CIFAR10, TimeSteps, to_dict
+from cluster import local
+from data import storage
+from data.cache import cached_split, default_cache_dir
+from data.shards import check_shards, load_manifest
+from pipelines import models, runs, tracking
+from pipelines.config import ConfigError, nearest, parse, run_command
+from pipelines.evaluate import check_fit
+from pipelines.scoring import held, images_of
+from pipelines.search import FRESH_SEEDS, Trials, decode, encode, score, space, trial
+
+if TYPE_CHECKING:
+    from ray.tune import Stopper
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions:
+    """Search time steps on a frozen model: sampling by Frechet distance, inversion by reconstruction error."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """URL of the run whose model is searched on; the time steps found are stored with it."""
+    targets: tuple[str, ...] = ("sample-2", "sample-3", "invert-2")
+    """What to search, by task and NFE."""
+    seconds: float = 60.0
+    """Time to search each target, from its first result on."""
+    trials: int = 200
+    """Most trials for each target; the first is the paper's schedule."""
+    samples: int = 1000
+    """Samples of a trial, or training images inverted by it (at most as many as there are)."""
+    seed: int = 0
+    """Seed of the search."""
+    dry_run: bool = False
+    """Print the space of each target and stop."""
+
+    def __post_init__(self) -> None:
+        """Check names and ranges."""
+        for target in self.targets:
+            if target not in PAPER_CIFAR10:
+                raise ConfigError(f"unknown target '{target}': {nearest(target, list(PAPER_CIFAR10))}")
+            if not space(PAPER_CIFAR10[target]):
+                raise ConfigError(f"target '{target}' has no time step to search.")
+        if self.trials < 1 or self.samples < 2 or self.seconds <= 0:
+            raise ConfigError("--trials must be at least 1, --samples at least 2 and --seconds positive.")
+
+
+@dataclass(frozen=True)
+class Found:
+    """The outcome for one target; scores are on the same fresh noise."""
+
+    target: str
+    trials: int
+    paper: float
+    """Score of the paper's schedule."""
+    best: float
+    """Score of the best trial's schedule."""
+    steps: TimeSteps
+    """The better of the two."""
+
+
+def search(target: str, shared: Trials, options: TuneOptions, folder: str) -> Found:
+    """Search one target; the winner and the paper's schedule are scored again on fresh noise."""
+    import ray
+    from optuna.samplers import TPESampler
+    from ray import tune
+    from ray.tune.search.optuna import OptunaSearch
+
+    paper = PAPER_CIFAR10[target]
+    arrow, path = storage.arrow_filesystem(folder)
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(trial, trials=shared, steps=paper), {"CPU": 1}),
+        param_space={name: tune.uniform(*limits) for name, limits in space(paper).items()},
+        tune_config=tune.TuneConfig(
+            metric="score",
+            mode="min",
+            search_alg=OptunaSearch(points_to_evaluate=[encode(paper)], sampler=TPESampler(seed=options.seed)),
+            num_samples=options.trials,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name=target, storage_path=path, storage_filesystem=arrow, verbose=0, stop=_out_of_time(options.seconds)
+        ),
+    )
+    results = [result for result in tuner.fit() if result.metrics and "score" in result.metrics]
+    if not results:
+        raise ConfigError(f"no trial of {target} finished; the errors stand in {folder}/{target}.")
+    best = decode(paper, min(results, key=lambda result: result.metrics["score"]).config)  # type: ignore[index]
+    rescore = ray.remote(score)
+    fresh: list[float] = ray.get([rescore.remote(shared, steps, FRESH_SEEDS) for steps in (paper, best)])
+    return Found(target, len(results), fresh[0], fresh[1], best if fresh[1] < fresh[0] else paper)
+
+
+def _out_of_time(seconds: float) -> "Stopper":
+    """Stops a search `seconds` after its first result: starting Ray's workers does not count, and one trial ends."""
+    from ray.tune import Stopper
+
+    class OutOfTime(Stopper):
+        until = math.inf
+
+        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            self.until = min(self.until, time.monotonic() + seconds)
+            return False
+
+        def stop_all(self) -> bool:
+            return time.monotonic() > self.until
+
+    return OutOfTime()
+
+
+def _quiet() -> None:
+    """Keep the searches' own tables and logs off the terminal."""
+    import optuna
+
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def tune_model(options: TuneOptions) -> list[Found]:
+    """Search every target and store the time steps with the run; must stand in a `cluster.local.session`."""
+    run = runs.read_run(storage.absolute(options.model))
+    toolkit = models.open_model(run.url)
+    check_fit(toolkit, run.data)
+    manifest = load_manifest(run.data)
+    check_shards(run.data, manifest)
+    cached = cached_split(run.data, manifest, "train", default_cache_dir())
+    count = min(options.samples, len(cached.labels))
+    shared = Trials(
+        toolkit=toolkit,
+        train=held(cached, cached).train,
+        x=images_of(cached, 0, count),
+        labels=tuple(cached.labels[:count].tolist()),
+        samples=options.samples,
+    )
+    _quiet()
+    folder = storage.join(run.url, "tune", f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}")
+    found = [search(target, shared, options, folder) for target in options.targets]
+    models.store_schedules(run.url, {each.target: each.steps for each in found})
+    _log(run, found, options)
+    return found
+
+
+def _log(run: runs.Run, found: Sequence[Found], options: TuneOptions) -> None:
+    uri = tracking.resolve_uri("runs")
+    scores = {f"{kind}_{each.target}": getattr(each, kind) for each in found for kind in ("paper", "best")}
+    params: dict[str, Any] = {"model": run.url, **{k: v for k, v in asdict(options).items() if k != "model"}}
+    run_id = tracking.start_run(
+        uri, experiment="bcm-tune", name=f"tune-{run.name}", params=params, tags={"mlflow.parentRunId": run.mlflow_run}
+    )
+    tracking.log_scores(uri, run_id, scores)
+    tracking.log_json(uri, run_id, "schedules.json", {each.target: to_dict(each.steps) for each in found})
+    tracking.finish_run(uri, run_id, "FINISHED")
+
+
+def table(found: Sequence[Found]) -> str:
+    """The outcomes for people."""
+    lines = [f"{'target':9}  {'trials':>6}  {'paper':>8}  {'found':>8}  time steps kept"]
+    for each in found:
+        kept = {name: value for name, value in to_dict(each.steps).items() if name not in ("kind", "t_min")}
+        shown = "  ".join(f"{name} {' '.join(f'{v:.3g}' for v in value)}" for name, value in kept.items())
+        lines.append(f"{each.target:9}  {each.trials:>6}  {each.paper:8.5f}  {each.best:8.5f}  {shown}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command line."""
+    options = parse(TuneOptions, argv, "tune")
+    if options.dry_run:
+        toolkit = models.open_model(options.model)
+        for target in options.targets:
+            task, nfe = target.split("-")
+            now = choose(toolkit.schedules, "invert" if task == "invert" else "sample", int(nfe))
+            print(f"{target}: {', '.join(space(PAPER_CIFAR10[target]))}; now {to_dict(now)}")
+        return
+    with local.session(worker_logs=False):
+        print(table(tune_model(options)))
+
+
+if __name__ == "__main__":
+    run_command(main)

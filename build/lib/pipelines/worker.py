@@ -1,0 +1,145 @@
+"""What each worker of a training does."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bcm.checkpoint import load_checkpoint, save_checkpoint
+from bcm.networks import build_network
+from bcm.precond import BCM
+from bcm.training import StepMetrics, TrainState, fit
+from data.cache import cached_split, default_cache_dir
+from data.loader import Batch, Loader
+from data.manifest import Manifest
+from pipelines import runs
+from pipelines.config import USER_ERRORS, Config
+from pipelines.progress import Board, Meter, Progress
+from pipelines.tracking import MetricLog, Point
+
+FLUSH_SECONDS = 20.0
+"""How long a checkpoint waits for MLflow; what was not sent by then travels in the checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every worker is given."""
+
+    config: Config
+    run: runs.Run
+    manifest: Manifest
+    tracking_uri: str
+    board: Board
+
+
+def train_worker(entry: dict[str, Job]) -> None:
+    """One worker: shards -> batches -> fit -> checkpoint -> report."""
+    import ray.train
+
+    job, context = entry["job"], ray.train.get_context()
+    config, rank, world_size = job.config, context.get_world_rank(), context.get_world_size()
+    with _final_errors(job.board) as already_failed:
+        if already_failed:
+            return
+        cached = cached_split(job.run.data, job.manifest, "train", default_cache_dir())
+        batch_size, seed = config.train.batch_size, config.train.seed
+        loader = Loader(
+            cached=cached, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size, flip=job.manifest.flip
+        )
+        state, unsent = _initial_state(config)
+        reporter = Reporter(job, unsent) if rank == 0 else None
+        batches = loader.batches(state.k * batch_size)
+        for metrics in fit(state, _metered(batches, reporter), config.train, config.schedule, rank):
+            if reporter:
+                reporter.step(state, metrics)
+            if state.k % config.checkpoint_every == 0 or state.k == config.train.iterations:
+                _checkpoint(job, state, reporter)
+        if reporter:
+            reporter.close()
+
+
+@contextmanager
+def _final_errors(board: Board) -> Iterator[bool]:
+    """Note errors that no restart can mend on the board; yields whether an earlier attempt met one."""
+    try:
+        yield board.read()[1] is not None
+    except USER_ERRORS as error:
+        board.fail(str(error))
+        raise
+
+
+def _initial_state(config: Config) -> tuple[TrainState, list[Point]]:
+    """The state to train on from: that of the last checkpoint, or a fresh one; and metrics not yet in MLflow."""
+    import ray.train
+    from ray.train.torch import get_device, prepare_model
+
+    torch.manual_seed(config.train.seed)
+    model = BCM(build_network(config.network)).to(get_device())
+    state = TrainState(model, config.train, conditional=config.network.classes > 0)
+    unsent: list[Point] = []
+    if checkpoint := ray.train.get_checkpoint():
+        with checkpoint.as_directory() as directory:
+            info = load_checkpoint(Path(directory), state, config.network)
+        unsent = [Point.from_dict(point) for point in info.extra["unsent"]]
+    options = {"forward_sync_buffers": False, "gradient_as_bucket_view": True}
+    state.loss = prepare_model(state.loss, move_to_device=False, parallel_strategy_kwargs=options)
+    return state, unsent
+
+
+class Reporter:
+    """The first worker's voice: metrics to MLflow and progress to the driver."""
+
+    def __init__(self, job: Job, unsent: Sequence[Point]) -> None:
+        """Start; `unsent` are metrics that an interrupted attempt could not deliver."""
+        self.job = job
+        self.meter = Meter()
+        self.log = MetricLog(job.tracking_uri, job.run.mlflow_run, unsent)
+
+    def step(self, state: TrainState, metrics: StepMetrics) -> None:
+        """Called after every iteration; speaks every `log_every`."""
+        config = self.job.config
+        if state.k % config.log_every and state.k != config.train.iterations:
+            return
+        speed, wait_share = self.meter.measure()
+        ct, st = float(metrics.ct), float(metrics.st)
+        values = {"loss_ct": ct, "loss_st": st, "N": metrics.N, "grad_norm": float(metrics.grad_norm)}
+        values |= {"images_seen": state.k * config.train.batch_size, "skipped_steps": state.skipped}
+        values |= {"images_per_second": speed, "data_wait_share": wait_share}
+        self.log.log(state.k, values)
+        self.job.board.post(Progress(state.k, config.train.iterations, metrics.N, ct, st, speed, wait_share))
+
+    def unsent(self) -> list[Point]:
+        """Send what can be sent now; the rest."""
+        return self.log.flush(FLUSH_SECONDS)
+
+    def close(self) -> None:
+        """Stop."""
+        self.log.close()
+
+
+def _metered(batches: Iterator[Batch], reporter: Reporter | None) -> Iterator[Batch]:
+    for batch in batches:
+        if reporter:
+            reporter.meter.add(reporter.job.config.train.batch_size, batch.wait)
+        yield batch
+
+
+def _checkpoint(job: Job, state: TrainState, reporter: Reporter | None) -> None:
+    """Save on the first worker and report on all, which Ray Train makes one step for all."""
+    import ray.train
+
+    metrics = {"k": state.k}
+    if reporter is None:
+        ray.train.report(metrics)
+        return
+    run = job.run
+    extra = {"run": run.name, "mlflow_run": run.mlflow_run, "manifest_sha256": run.manifest_sha256, "code": run.code}
+    extra |= {"config": job.config.to_dict(), "images_seen": state.k * job.config.train.batch_size}
+    extra |= {"unsent": [point.to_dict() for point in reporter.unsent()]}
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(Path(folder), state, job.config.network, extra)
+        checkpoint = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=runs.checkpoint_name(state.k))
