@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bcm.types import BCMError, Images
+
+eigh: Callable[[Tensor], tuple[Tensor, Tensor]] = torch.linalg.eigh  # pyright: ignore
+eigvalsh: Callable[[Tensor], Tensor] = torch.linalg.eigvalsh  # pyright: ignore
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,9 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     The trace of the square root is taken from the symmetric sqrt(S_a) S_b sqrt(S_a), which has the same eigenvalues.
     """
     S_a, S_b = a.covariance, b.covariance
-    values, vectors = torch.linalg.eigh(S_a)
+    values, vectors = eigh(S_a)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ S_b @ root).clamp(min=0).sqrt().sum()
+    cross = eigvalsh(root @ S_b @ root).clamp(min=0).sqrt().sum()
     distance = (a.mean - b.mean).square().sum() + S_a.trace() + S_b.trace() - 2 * cross
     return float(distance)
 

@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from bcm.schedule import T_MAX, T_MIN
-from bcm.types import BCMError
+from bcm.types import BCMError, tuples
 
 
-def _check_rising(kind: str, times: tuple[float, ...], at_least: int) -> None:
+def _check_rising(kind: str, times: tuple[Any, ...], at_least: int) -> None:
     if len(times) < at_least or not all(isinstance(t, float | int) for t in times):
         raise BCMError(f"{kind}: {times} must be at least {at_least} numbers.")
     for earlier, later in itertools.pairwise(times):
@@ -139,7 +139,7 @@ def from_dict(entry: dict[str, Any]) -> TimeSteps:
     kind = _KINDS.get(str(entry.get("kind")))
     if kind is None:
         raise BCMError(f"time steps: kind {entry.get('kind')!r} is unknown; known are {', '.join(_KINDS)}.")
-    values = {name: tuple(v) if isinstance(v, list | tuple) else v for name, v in entry.items() if name != "kind"}
+    values = {name: tuples(value) for name, value in entry.items() if name != "kind"}
     known = {field.name for field in fields(kind)}
     if not {"times"} <= set(values) <= known:
         raise BCMError(f"time steps of kind {entry['kind']}: keys {sorted(values)} do not match {sorted(known)}.")

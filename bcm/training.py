@@ -142,7 +142,7 @@ def _update(state: TrainState) -> Tensor:
     gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     if math.isfinite(float(norm)):
-        state.optimizer.step()
+        state.optimizer.step()  # pyright: ignore[reportUnknownMemberType]
         state.ema.update(state.model)
         state.skipped_in_a_row = 0
     else:

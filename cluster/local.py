@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Self
 import psutil
 
 from cluster import interrupts
+from cluster.addresses import require_listener
 from cluster.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def session(*, cpus: int | None = None, worker_logs: bool = True) -> Iterator[No
 
     Inside a Ray job, and where RAY_ADDRESS names a cluster, it connects to that one. Otherwise it starts a private Ray
     on this machine and ends it with the block, also on Ctrl-C and SIGTERM; then no process and no file of it is left.
+    After a kill -9 of this process its workers end at once, two small agents of Ray a minute later.
 
     Args:
         cpus: CPUs the private Ray believes to have; None means those of this machine.
@@ -99,6 +101,8 @@ def _connection(worker_logs: bool) -> Iterator[None]:
             f"RAY_ADDRESS is {address}, the address of a job server; submit the command there with "
             "`ray job submit`, or set RAY_ADDRESS to the cluster's own host:port"
         )
+    if address not in ("", "auto", "local"):
+        require_listener(address, "Ray cluster", "start it, or unset RAY_ADDRESS to work on this machine alone")
     try:
         ray.init(logging_level="WARNING", log_to_driver=worker_logs)
     except (ConnectionError, RuntimeError, TimeoutError) as error:
@@ -154,6 +158,8 @@ class LocalCluster:
     """host:port for RAY_ADDRESS."""
     job_address: str
     """URL of the job server."""
+    folder: Path
+    """Ray's files, gone with the cluster."""
 
     def __init__(self, *, nodes: int = 2, cpus: int = 2, env: Mapping[str, str] | None = None) -> None:
         """Only takes note; entering the context starts the nodes."""
@@ -174,12 +180,12 @@ class LocalCluster:
         _ask_for_token()
         self._before = psutil.Process().children()
         self._roots: list[psutil.Process] = []
-        self._folder = _short_folder()
-        (self._folder / "ray").mkdir()
+        self.folder = _short_folder()
+        (self.folder / "ray").mkdir()
         self._cluster = Cluster()
         with ExitStack() as undo, interrupts.handlers_kept():
             # Without a folder of its own, every bare ray.init() of this user would find this cluster and join it.
-            own = {"RAY_TMPDIR": str(self._folder), "RAY_USAGE_STATS_ENABLED": "0"}
+            own = {"RAY_TMPDIR": str(self.folder), "RAY_USAGE_STATS_ENABLED": "0"}
             undo.enter_context(_environment(own))
             undo.callback(self._stop)
             self.address, self.job_address = self._start_head()
@@ -227,7 +233,7 @@ class LocalCluster:
         ours = _with_descendants(self._roots or _children_since(self._before))
         self._cluster.shutdown()
         _end(ours)
-        _remove(self._folder)
+        _remove(self.folder)
 
 
 def _pids(node: Node) -> set[int]:
@@ -307,8 +313,13 @@ def main() -> None:
     options = parser.parse_args()
     interrupts.exit_on_sigterm()
     with LocalCluster(nodes=options.nodes, cpus=options.cpus) as running:
-        print(f"cluster    {running.address}")
-        print(f"job server {running.job_address}", flush=True)
+        print(f"cluster     {running.address}\njob server  {running.job_address}")
+        token = running.folder / "token"
+        if "RAY_AUTH_TOKEN" in os.environ:
+            token.touch(mode=0o600)
+            token.write_text(os.environ["RAY_AUTH_TOKEN"])
+            print(f"elsewhere:  export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={token}")
+        print("Ctrl-C ends it", flush=True)
         try:
             while True:
                 time.sleep(3600)

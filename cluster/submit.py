@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import shlex
-import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
+from cluster.addresses import require_listener
 from cluster.errors import ClusterError
 from cluster.runtime_env import job_runtime_env
 
@@ -48,21 +48,18 @@ def submit(address: str, entrypoint: Sequence[str], *, working_dir: str | Path, 
         raise ClusterError(f"{address} refused the job: {error}") from error
     print(f"job {job} at {address}; to end it: ray job stop --address {address} {job}", flush=True)
     info = _follow(client, job)
-    print(f"job {job}: {info.status.value}. {info.message or ''}", flush=True)
-    return 0 if info.status.value == "SUCCEEDED" else max(1, info.driver_exit_code or 1)
+    succeeded = info.status.value == "SUCCEEDED"
+    # Where the command ran and failed, Ray's message repeats the log.
+    reason = f"exit code {info.driver_exit_code}" if info.driver_exit_code else info.message
+    print(f"job {job}: {info.status.value}" + ("" if succeeded else f", {reason}"), flush=True)
+    return 0 if succeeded else max(1, info.driver_exit_code or 1)
 
 
 def _connect(address: str) -> JobSubmissionClient:
-    url = urlsplit(address)
-    if url.scheme not in ("http", "https") or not url.hostname:
+    if not address.startswith(("http://", "https://")):
         raise ClusterError(f"{address!r} is not the URL of a job server; it looks like http://host:8265")
-    try:
-        socket.create_connection((url.hostname, url.port or 80), timeout=10).close()
-    except OSError as error:
-        raise ClusterError(
-            f"no job server answers at {address} ({error}); is the cluster up, and its port 8265 forwarded "
-            "(`ray dashboard ray_cluster.yaml`)?"
-        ) from error
+    remedy = "is the cluster up, and its port forwarded (`ray dashboard ray_cluster.yaml`)?"
+    require_listener(address, "job server", remedy)
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
@@ -125,6 +122,7 @@ def main() -> int:
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="may be repeated; no secrets")
     parser.add_argument("command", nargs="+", help="-- python -m pipelines.train digits ...")
     options = parser.parse_args()
+    logging.getLogger("ray").setLevel(logging.WARNING)
     try:
         pairs = [_pair(text) for text in options.env]
         return submit(options.address, options.command, working_dir=options.working_dir, env_vars=dict(pairs))

@@ -109,7 +109,9 @@ def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
 def parse(kind: type[T], argv: Sequence[str], module: str, default: T | None = None) -> T:
     """Parse a command's options; `--help` and mistakes are answered here, with exit code 0 and 2."""
     prog = f"python -m pipelines.{module}"
-    return tyro.cli(kind, args=list(argv), prog=prog, default=default, description=kind.__doc__)
+    if default is None:
+        return tyro.cli(kind, args=list(argv), prog=prog)
+    return tyro.cli(kind, args=list(argv), prog=prog, default=default)
 
 
 def _from_dict(kind: type[T], entry: Mapping[str, Any], where: str) -> T:

@@ -7,9 +7,11 @@ from typing import Annotated
 import tyro
 
 from bcm.inference import Toolkit
+from bcm.timesteps import TimeSteps, from_dict, to_dict
 from cluster import local
 from data import storage
 from data.cache import cached_split, default_cache_dir
+from data.manifest import Manifest
 from data.shards import check_shards, load_manifest
 from pipelines import models, runs, scoring, tracking
 from pipelines.config import ConfigError, parse, run_command
@@ -36,31 +38,56 @@ class EvaluateOptions:
             raise ConfigError(f"--samples {self.samples}: a Frechet distance needs at least 2.")
 
 
-def real_images(data: str) -> scoring.Held:
-    """The held-out images and the moments of the training images at `data`."""
-    manifest = load_manifest(data)
-    check_shards(data, manifest)
-    cache = default_cache_dir()
-    return scoring.held(cached_split(data, manifest, "train", cache), cached_split(data, manifest, "test", cache))
-
-
 def data_of(model: str, data: str | None) -> str:
     """The URL given, or that of the data the run was trained on."""
     if data:
         return storage.absolute(data)
     if model.startswith(models.REGISTERED):
         raise ConfigError(f"{model} does not say where its data is; give --data.")
-    return runs.read_run(storage.absolute(model)).data
+    return runs.read_run(models.run_of(model)).data
 
 
-def check_fit(toolkit: Toolkit, data: str) -> None:
-    """Refuse data of another shape than the model's images."""
+def fitting_manifest(toolkit: Toolkit, data: str) -> Manifest:
+    """The manifest of the data at `data`, which must be whole and of the shape of the model's images."""
     manifest, network = load_manifest(data), toolkit.network
     if (manifest.resolution, manifest.channels) != (network.resolution, network.image_channels):
         raise ConfigError(
             f"the model makes images of {network.resolution} px and {network.image_channels} channels, but {data} "
             f"holds {manifest.resolution} px and {manifest.channels} channels. Give --data that fits."
         )
+    check_shards(data, manifest)
+    return manifest
+
+
+def check_tracked(run: runs.Run) -> None:
+    """Refuse, before the work starts, an MLflow that is down or does not know the run."""
+    uri = tracking.resolve_uri("runs")
+    client = tracking.connect(uri)
+    with tracking.reported(uri, f"the run {run.mlflow_run} of {run.name} cannot be found"):
+        client.get_run(run.mlflow_run)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured."""
+
+    toolkit: Toolkit
+    data: str
+    manifest: Manifest
+    run: runs.Run | None
+    """The run that the scores are stored with; None for a registered model."""
+
+
+def subject(options: EvaluateOptions) -> Subject:
+    """Find what is to be measured; whatever is wrong with it shows here, before the work starts."""
+    data = data_of(options.model, options.data)
+    registered = options.model.startswith(models.REGISTERED)
+    run = None if registered else runs.read_run(models.run_of(options.model))
+    toolkit = models.open_model(options.model)
+    manifest = fitting_manifest(toolkit, data)
+    if run:
+        check_tracked(run)
+    return Subject(toolkit, data, manifest, run)
 
 
 def table(scores: Mapping[str, float]) -> str:
@@ -81,30 +108,60 @@ def table(scores: Mapping[str, float]) -> str:
     return "\n".join(lines)
 
 
-def evaluate(options: EvaluateOptions) -> dict[str, float]:
+def real_images(found: Subject) -> scoring.Held:
+    """The held-out images and the moments of the training images."""
+    cache = default_cache_dir()
+    train, test = (cached_split(found.data, found.manifest, split, cache) for split in ("train", "test"))
+    return scoring.held(train, test)
+
+
+def measure(found: Subject, real: scoring.Held, samples: int) -> dict[str, float]:
     """Score the model, log to MLflow and store beside the run; must stand in a `cluster.local.session`."""
-    data = data_of(options.model, options.data)
-    toolkit = models.open_model(options.model)
-    check_fit(toolkit, data)
-    scores = scoring.score_model(toolkit, real_images(data), options.samples)
-    if not options.model.startswith(models.REGISTERED):
-        run = runs.read_run(storage.absolute(options.model))
-        storage.write_json(storage.join(run.url, SCORES), scores)
-        tracking.log_scores(tracking.resolve_uri("runs"), run.mlflow_run, scores, toolkit.k)
+    toolkit = found.toolkit
+    scores = scoring.score_model(toolkit, real, samples)
+    if found.run:
+        steps = {name: to_dict(steps) for name, steps in toolkit.schedules.items()}
+        entry = {"k": toolkit.k, "schedules": steps, "scores": scores}
+        storage.write_json(storage.join(found.run.url, SCORES), entry)
+        tracking.log_scores(tracking.resolve_uri("runs"), found.run.mlflow_run, scores, toolkit.k)
     return scores
+
+
+def stored_scores(run: runs.Run, k: int, schedules: Mapping[str, TimeSteps]) -> dict[str, float]:
+    """The scores stored with a run; those of another step or of other time steps are a `ConfigError`."""
+    path, again = storage.join(run.url, SCORES), f"Run `python -m pipelines.evaluate {run.url}`."
+    if not storage.exists(path):
+        raise ConfigError(f"run {run.name} has no scores yet. {again}")
+    entry = storage.read_json(path)
+    try:
+        of_k, of_schedules = entry["k"], {name: from_dict(steps) for name, steps in entry["schedules"].items()}
+        scores = {str(name): float(score) for name, score in entry["scores"].items()}
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is damaged ({type(error).__name__}: {error}). {again}") from error
+    if of_k != k:
+        raise ConfigError(f"the scores of run {run.name} are those of step {of_k}, but it is at step {k} now. {again}")
+    if of_schedules != schedules:
+        raise ConfigError(f"the time steps of run {run.name} have changed since it was scored. {again}")
+    return scores
+
+
+def evaluate(options: EvaluateOptions) -> dict[str, float]:
+    """The whole command, for a caller that stands in a `cluster.local.session`."""
+    found = subject(options)
+    return measure(found, real_images(found), options.samples)
 
 
 def main(argv: Sequence[str]) -> None:
     """The command line."""
     options = parse(EvaluateOptions, argv, "evaluate")
+    found = subject(options)
     if options.dry_run:
-        data = data_of(options.model, options.data)
-        toolkit = models.open_model(options.model)
-        check_fit(toolkit, data)
-        print(f"would measure {options.model} after {toolkit.k} steps with {', '.join(toolkit.schedules)} on {data}")
+        toolkit = found.toolkit
+        print(f"would measure {options.model} after {toolkit.k} steps with {', '.join(toolkit.schedules)} on {found.data}")
         return
+    real = real_images(found)
     with local.session(worker_logs=False):
-        print(table(evaluate(options)))
+        print(table(measure(found, real, options.samples)))
 
 
 if __name__ == "__main__":

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import tyro
 
-from data import storage
 from pipelines import models, pictures
-from pipelines.config import parse, run_command
+from pipelines.config import ConfigError, parse, run_command
 from pipelines.evaluate import data_of
 from pipelines.sample import generated, inverted, test_images
 
@@ -29,12 +28,17 @@ class PictureOptions:
     dry_run: bool = False
     """Print what would be drawn and stop."""
 
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.count < 1:
+            raise ConfigError("--count must be at least 1.")
+
 
 def main(argv: Sequence[str]) -> None:
     """The command line."""
     options = parse(PictureOptions, argv, "picture")
     toolkit = models.open_model(options.model)
-    x, labels = test_images(toolkit, storage.absolute(data_of(options.model, options.data)), options.count)
+    x, labels = test_images(toolkit, data_of(options.model, options.data), options.count)
     nfes = sorted(steps.nfe for name, steps in toolkit.schedules.items() if name.startswith("sample-"))
     if options.dry_run:
         print(f"would draw samples at NFE {nfes} and {len(x)} reconstructions -> {options.out}")

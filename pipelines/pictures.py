@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from bcm.types import Images, to_uint8
+from pipelines.config import ConfigError
 
 CAPTION_WIDTH = 150
 LINE = 16
@@ -45,6 +46,9 @@ def noise_as_image(x_T: Images, T: float) -> Images:
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    """Write a PNG, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, format="PNG")
+    """Write a PNG, making its folder; a place that cannot be written is a `ConfigError`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path, format="PNG")
+    except OSError as error:
+        raise ConfigError(f"cannot write the picture {path}: {error.strerror or error}. Choose another --out.") from error

@@ -7,10 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from ray.actor import ActorHandle
+from typing import Any
 
 LINE_SECONDS = 1.0
 """How often a terminal's progress line is drawn."""
@@ -88,7 +85,7 @@ class Board:
         """Start the actor; it takes no CPU from the workers."""
         import ray
 
-        self._actor: ActorHandle[Any] = ray.remote(num_cpus=0)(_Board).remote()
+        self._actor: Any = ray.remote(num_cpus=0)(_Board).remote()
 
     def post(self, progress: Progress) -> None:
         """Post and go on at once."""

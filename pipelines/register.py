@@ -6,10 +6,11 @@ from typing import Annotated
 
 import tyro
 
+from bcm.timesteps import TimeSteps
 from data import storage
 from pipelines import models, registry, runs, tracking
-from pipelines.config import ConfigError, parse, run_command
-from pipelines.evaluate import SCORES
+from pipelines.config import parse, run_command
+from pipelines.evaluate import stored_scores
 from pipelines.registry import Registered
 
 
@@ -25,41 +26,49 @@ class RegisterOptions:
     """Print what would be registered and stop."""
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """What is to be registered."""
+
+    run: runs.Run
+    name: str
+    checkpoint: str
+    schedules: dict[str, TimeSteps]
+    scores: dict[str, float]
+
+
+def candidate(options: RegisterOptions) -> Candidate:
+    """The newest checkpoint of the run, with the scores measured on it."""
+    run = runs.read_run(storage.absolute(options.run))
+    checkpoint, schedules = runs.latest_checkpoint(run.url), models.schedules_of(run.url)
+    scores = stored_scores(run, runs.step_of(checkpoint), schedules)
+    return Candidate(run, options.name or f"bcm-{run.config['dataset']}", checkpoint, schedules, scores)
+
+
 def register(options: RegisterOptions) -> tuple[str, Registered]:
     """Register; the model's name and its new version."""
-    run = runs.read_run(storage.absolute(options.run))
-    name, scores = _name(options, run), _scores(run)
+    found = candidate(options)
+    run = found.run
     tags = {"run": run.name, "run_url": run.url, "code": run.code, "manifest_sha256": run.manifest_sha256}
-    with runs.local_checkpoint(run.url) as directory:
+    with runs.local_checkpoint(found.checkpoint) as directory:
         registered = registry.register(
             tracking.resolve_uri("runs"),
-            name=name,
+            name=found.name,
             checkpoint_dir=directory,
-            schedules=models.schedules_of(run.url),
-            scores=scores,
+            schedules=found.schedules,
+            scores=found.scores,
             run_id=run.mlflow_run,
             tags=tags,
         )
-    return name, registered
-
-
-def _name(options: RegisterOptions, run: runs.Run) -> str:
-    return options.name or f"bcm-{run.config['dataset']}"
-
-
-def _scores(run: runs.Run) -> dict[str, float]:
-    path = storage.join(run.url, SCORES)
-    if not storage.exists(path):
-        raise ConfigError(f"run {run.name} has no scores yet; first run `python -m pipelines.evaluate {run.url}`.")
-    return storage.read_json(path)
+    return found.name, registered
 
 
 def main(argv: Sequence[str]) -> None:
     """The command line."""
     options = parse(RegisterOptions, argv, "register")
     if options.dry_run:
-        run = runs.read_run(storage.absolute(options.run))
-        print(f"would register {runs.latest_checkpoint(run.url)} as {_name(options, run)} with {_scores(run)}")
+        found = candidate(options)
+        print(f"would register {found.checkpoint} as {found.name} with {found.scores}")
         return
     name, registered = register(options)
     print(f"{name} version {registered.version}: {registered.reason}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bcm.checkpoint import INDEX
+from bcm.types import BCMError
 from cluster.runtime_env import SHA_VARIABLE, git_sha
 from data import storage
 from pipelines.config import Config, ConfigError, flatten, nearest
@@ -60,16 +61,29 @@ def write_run(run: Run) -> None:
 
 
 def read_run(url: str) -> Run:
-    """The record of the run at `url`; a missing one is a `ConfigError` that lists the runs beside it."""
+    """The record of the run at `url`; a missing one is a `ConfigError` that lists the runs beside it.
+
+    Its `storage` is where it was found, which may be a copy of what the run was started in.
+    """
     path = storage.join(url, RECORD)
+    parent, _, name = url.rstrip("/").rpartition("/")
     if not storage.exists(path):
-        parent, _, name = url.rstrip("/").rpartition("/")
         beside = [entry for entry in storage.list_names(parent) if storage.exists(storage.join(parent, entry, RECORD))]
-        raise ConfigError(f"no run at {url}: {nearest(name, beside) if beside else f'{parent} holds no runs.'}")
+        hint = nearest(name, beside) if beside else f"{parent} holds no runs. Check the URL."
+        raise ConfigError(f"no run and no finished checkpoint at {url}: {hint}")
     entry = storage.read_json(path)
+    if not _is_record(entry):
+        raise ConfigError(f"{path} is not the record of a run: it is damaged, or of another version. Choose another.")
+    if entry["name"] != name:
+        raise ConfigError(f"{url} is the run {entry['name']} under another name; rename the folder back to that.")
+    return Run(**{**entry, "storage": parent})
+
+
+def _is_record(entry: Any) -> bool:
     if not isinstance(entry, dict) or set(entry) != {field.name for field in fields(Run)}:
-        raise ConfigError(f"{path} is not the record of a run.")
-    return Run(**entry)
+        return False
+    texts = [value for key, value in entry.items() if key != "config"]
+    return isinstance(entry["config"], dict) and all(isinstance(text, str) for text in texts)
 
 
 def check_same(run: Run, config: Config, manifest_sha256: str) -> None:
@@ -100,7 +114,12 @@ def latest_checkpoint(run_url: str) -> str:
     for name in names:
         if storage.exists(storage.join(run_url, name, INDEX)):
             return storage.join(run_url, name)
-    raise ConfigError(f"run {run_url} has no checkpoint yet.")
+    raise ConfigError(f"run {run_url} has no finished checkpoint yet: train it on, with --resume.")
+
+
+def step_of(checkpoint_url: str) -> int:
+    """The iteration after which a checkpoint was written."""
+    return int(checkpoint_url.rstrip("/").rpartition(CHECKPOINT_PREFIX)[2])
 
 
 @contextmanager
@@ -109,7 +128,11 @@ def local_checkpoint(url: str) -> Iterator[Path]:
     checkpoint = url if storage.exists(storage.join(url, INDEX)) else latest_checkpoint(read_run(url).url)
     with tempfile.TemporaryDirectory(prefix="bcm-checkpoint-") as folder:
         storage.download_tree(checkpoint, folder)
-        yield Path(folder)
+        try:
+            yield Path(folder)
+        except BCMError as error:
+            # The copy is gone when somebody reads the message.
+            raise BCMError(str(error).replace(folder, checkpoint)) from error
 
 
 def describe(config: Config) -> Mapping[str, Any]:

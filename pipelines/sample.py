@@ -11,12 +11,10 @@ import tyro
 from bcm import inference
 from bcm.inference import Toolkit, choose
 from bcm.types import Images, from_uint8
-from data import storage
 from data.cache import cached_split, default_cache_dir
-from data.shards import check_shards, load_manifest
 from pipelines import models, pictures
 from pipelines.config import ConfigError, parse, run_command
-from pipelines.evaluate import check_fit, data_of
+from pipelines.evaluate import data_of, fitting_manifest
 from pipelines.pictures import Row
 
 
@@ -49,10 +47,7 @@ class SampleOptions:
 
 def test_images(toolkit: Toolkit, data: str, count: int) -> tuple[Images, list[int]]:
     """The first held-out images, (B, C, H, W), and their labels."""
-    check_fit(toolkit, data)
-    manifest = load_manifest(data)
-    check_shards(data, manifest)
-    split = cached_split(data, manifest, "test", default_cache_dir())
+    split = cached_split(data, fitting_manifest(toolkit, data), "test", default_cache_dir())
     return from_uint8(torch.tensor(split.images[:count])), split.labels[:count].tolist()
 
 
@@ -88,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
         rows = [generated(toolkit, options.nfe, options.count, options.seed)]
     else:
         data = data_of(options.model, options.data)
-        x, labels = test_images(toolkit, storage.absolute(data), options.count)
+        x, labels = test_images(toolkit, data, options.count)
         rows = inverted(toolkit, x, labels, options.nfe, options.seed)
     pictures.save(pictures.grid(rows), Path(options.out))
     print(f"wrote {options.out}")

@@ -43,11 +43,16 @@ def images_of(split: CachedSplit, start: int = 0, stop: int | None = None) -> Im
     return from_uint8(torch.from_numpy(np.array(split.images[start:stop])))
 
 
+def moments_of(split: CachedSplit) -> Moments:
+    """Pixel moments of a split."""
+    moments = [Moments.of(pixels(images_of(split, i, i + BATCH))) for i in range(0, len(split.labels), BATCH)]
+    return sum(moments[1:], moments[0])
+
+
 def held(train: CachedSplit, test: CachedSplit) -> Held:
     """Prepare the comparison with real images."""
-    moments = [Moments.of(pixels(images_of(train, i, i + BATCH))) for i in range(0, len(train.labels), BATCH)]
     small = train.images[0].size <= LABELLED_PIXELS
-    return Held(sum(moments[1:], moments[0]), test, _classifier(train) if small else None)
+    return Held(moments_of(train), test, _classifier(train) if small else None)
 
 
 def _classifier(train: CachedSplit) -> Labeller:

@@ -119,7 +119,8 @@ def score(trials: Trials, steps: TimeSteps, first_seed: int) -> float:
     parts = [
         sample_moments(toolkit, list(range(s, min(s + BATCH, first_seed + trials.samples))), steps.nfe) for s in starts
     ]
-    return frechet_distance(sum(parts[1:], parts[0]), trials.train)
+    found = sum(parts[1:], parts[0])
+    return frechet_distance(found, trials.train) if found.total.isfinite().all() else math.inf
 
 
 def trial(values: dict[str, float], trials: Trials, steps: TimeSteps) -> None:

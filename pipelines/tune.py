@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from bcm.inference import choose
+from bcm.inference import Toolkit, choose
 from bcm.timesteps import PAPER_CIFAR10, TimeSteps, to_dict
 from cluster import local
 from data import storage
 from data.cache import cached_split, default_cache_dir
-from data.shards import check_shards, load_manifest
 from pipelines import models, runs, tracking
 from pipelines.config import ConfigError, nearest, parse, run_command
-from pipelines.evaluate import check_fit
-from pipelines.scoring import held, images_of
+from pipelines.evaluate import check_tracked, fitting_manifest
+from pipelines.scoring import images_of, moments_of
 from pipelines.search import FRESH_SEEDS, Trials, decode, encode, score, space, trial
 
 if TYPE_CHECKING:
@@ -128,22 +127,38 @@ def _quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def tune_model(options: TuneOptions) -> list[Found]:
-    """Search every target and store the time steps with the run; must stand in a `cluster.local.session`."""
+def opened(options: TuneOptions) -> tuple[runs.Run, Toolkit]:
+    """The run and its model; whatever is wrong with them, their data or MLflow shows here."""
+    if options.model.startswith(models.REGISTERED):
+        raise ConfigError(f"{options.model} is registered already; give the URL of the run it came from.")
     run = runs.read_run(storage.absolute(options.model))
     toolkit = models.open_model(run.url)
-    check_fit(toolkit, run.data)
-    manifest = load_manifest(run.data)
-    check_shards(run.data, manifest)
-    cached = cached_split(run.data, manifest, "train", default_cache_dir())
-    count = min(options.samples, len(cached.labels))
-    shared = Trials(
+    fitting_manifest(toolkit, run.data)
+    check_tracked(run)
+    return run, toolkit
+
+
+def shared_by_trials(run: runs.Run, toolkit: Toolkit, samples: int) -> Trials:
+    """What the trials of every target share."""
+    cached = cached_split(run.data, fitting_manifest(toolkit, run.data), "train", default_cache_dir())
+    count = min(samples, len(cached.labels))
+    return Trials(
         toolkit=toolkit,
-        train=held(cached, cached).train,
+        train=moments_of(cached),
         x=images_of(cached, 0, count),
         labels=tuple(cached.labels[:count].tolist()),
-        samples=options.samples,
+        samples=samples,
     )
+
+
+def tune_model(options: TuneOptions) -> list[Found]:
+    """The whole command, for a caller that stands in a `cluster.local.session`."""
+    run, toolkit = opened(options)
+    return search_all(run, shared_by_trials(run, toolkit, options.samples), options)
+
+
+def search_all(run: runs.Run, shared: Trials, options: TuneOptions) -> list[Found]:
+    """Search every target and store the time steps with the run; must stand in a `cluster.local.session`."""
     _quiet()
     folder = storage.join(run.url, "tune", f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}")
     found = [search(target, shared, options, folder) for target in options.targets]
@@ -177,15 +192,16 @@ def table(found: Sequence[Found]) -> str:
 def main(argv: Sequence[str]) -> None:
     """The command line."""
     options = parse(TuneOptions, argv, "tune")
+    run, toolkit = opened(options)
     if options.dry_run:
-        toolkit = models.open_model(options.model)
         for target in options.targets:
             task, nfe = target.split("-")
             now = choose(toolkit.schedules, "invert" if task == "invert" else "sample", int(nfe))
             print(f"{target}: {', '.join(space(PAPER_CIFAR10[target]))}; now {to_dict(now)}")
         return
+    shared = shared_by_trials(run, toolkit, options.samples)
     with local.session(worker_logs=False):
-        print(table(tune_model(options)))
+        print(table(search_all(run, shared, options)))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from bcm.networks.ncsnpp import NCSNpp, NCSNppConfig
-from bcm.types import BCMError
+from bcm.types import BCMError, tuples
 
 NetworkConfig = NCSNppConfig
 """The shape of any network of this package."""
@@ -27,7 +27,7 @@ def network_from_dict(entry: Mapping[str, Any]) -> NetworkConfig:
     """The inverse of `network_to_dict`; an unknown kind or key, or a wrong value, raises `BCMError`."""
     if entry.get("kind") != "ncsnpp":
         raise BCMError(f"network: kind {entry.get('kind')!r} is unknown; known is ncsnpp.")
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in entry.items() if name != "kind"}
+    values = {name: tuples(value) for name, value in entry.items() if name != "kind"}
     known = {field.name for field in fields(NCSNppConfig)}
     if set(values) != known:
         raise BCMError(f"network: keys {sorted(set(values) ^ known)} are missing or unknown.")

@@ -1,0 +1,150 @@
+"""Jobs on a real cluster of two nodes, with a real object store: what the pipelines stand on."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from servers import S3Server, free_port, s3_server
+
+from cluster import submit
+from cluster.errors import ClusterError
+from cluster.local import LocalCluster
+
+BIN = Path(sys.executable).parent
+
+TRAIN = """
+import os
+import tempfile
+from pathlib import Path
+
+import pyarrow.fs
+import ray
+import ray.train
+import s3fs
+import torch
+import torch.distributed
+from ray.train.torch import TorchTrainer
+
+from cluster import scaling
+from cluster.local import session
+
+
+def loop() -> None:
+    total = torch.ones(1)
+    torch.distributed.all_reduce(total)
+    nodes = [None] * 2
+    torch.distributed.all_gather_object(nodes, ray.util.get_node_ip_address())
+    context = ray.train.get_context()
+    assert os.environ["FLAVOUR"] == "plain"
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "sum.txt").write_text(f"{total.item():g} on {len(set(nodes))} nodes")
+        checkpoint = ray.train.Checkpoint.from_directory(folder) if context.get_world_rank() == 0 else None
+        ray.train.report({"sum": total.item()}, checkpoint=checkpoint)
+
+
+with session():
+    options = scaling.ScalingOptions(workers=2)
+    scaling.check_resources(options)
+    run = scaling.run_config(
+        options,
+        name="first",
+        storage_path="runs/here",
+        storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(s3fs.S3FileSystem())),
+        worker_env={"FLAVOUR": "plain"},
+    )
+    result = scaling.fit(TorchTrainer(loop, scaling_config=scaling.scaling_config(options), run_config=run))
+    print("sum", result.metrics["sum"])
+"""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, S3Server]]:
+    root = tmp_path_factory.mktemp("store") / "buckets"
+    (root / "runs").mkdir(parents=True)
+    with s3_server(root) as server:
+        yield root, server
+
+
+@pytest.fixture(scope="module")
+def cluster(store: tuple[Path, S3Server]) -> Iterator[LocalCluster]:
+    with LocalCluster(nodes=2, cpus=1, env=store[1].env) as running:
+        yield running
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    """A working directory to ship: our package and two jobs."""
+    package = Path(__file__).resolve().parents[2] / "cluster"
+    (tmp_path / "cluster").symlink_to(package)
+    (tmp_path / "train.py").write_text(TRAIN)
+    (tmp_path / "fail.py").write_text("import sys; print('about to fail'); sys.exit(7)")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_rays_own_command_runs_a_job(cluster: LocalCluster, code: Path) -> None:
+    command = [str(BIN / "ray"), "job", "submit", "--address", cluster.job_address, "--working-dir", str(code), "--"]
+    done = subprocess.run([*command, "python", "fail.py"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "about to fail" in done.stdout
+    script = "import os; print(os.path.exists('fail.py'), 'AWS_SECRET_ACCESS_KEY' in os.environ)"
+    done = subprocess.run([*command, "python", "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert "True True" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_jobs_own_exit_code_and_log_come_back(
+    cluster: LocalCluster, code: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit.submit(cluster.job_address, ["python", "fail.py"], working_dir=code, env_vars={}) == 7
+    assert capsys.readouterr().out.count("about to fail") == 1
+
+
+@pytest.mark.slow
+def test_a_stopped_job_is_no_success(
+    cluster: LocalCluster, code: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ray.job_submission import JobSubmissionClient
+
+    async def broken(client: JobSubmissionClient, job: str) -> object:
+        client.stop_job(job)
+        raise ConnectionError("stream lost")
+        yield
+
+    monkeypatch.setattr(JobSubmissionClient, "tail_job_logs", broken)
+    script = "import time; print('waiting', flush=True); time.sleep(600)"
+    assert submit.submit(cluster.job_address, ["python", "-c", script], working_dir=code, env_vars={}) != 0
+    assert "STOPPED" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_nodes_train_together_and_leave_a_checkpoint_in_the_store(
+    cluster: LocalCluster, code: Path, store: tuple[Path, S3Server], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit.submit(cluster.job_address, ["python", "train.py"], working_dir=code, env_vars={}) == 0
+    output = capsys.readouterr().out
+    assert "sum 2.0" in output
+    root, server = store
+    assert server.env["AWS_SECRET_ACCESS_KEY"] not in output
+    written = list((root / "runs" / "here" / "first").glob("checkpoint_*/sum.txt"))
+    assert [path.read_text() for path in written] == ["2 on 2 nodes"]
+
+
+def test_an_address_without_a_server_is_named(code: Path) -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(ClusterError, match=address):
+        submit.submit(address, ["python", "fail.py"], working_dir=code, env_vars={})
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8265", "ray://127.0.0.1:10001", "http://", ""])
+def test_an_address_that_is_no_url_is_refused(code: Path, address: str) -> None:
+    with pytest.raises(ClusterError, match="http://host:8265|host and port"):
+        submit.submit(address, ["python", "fail.py"], working_dir=code, env_vars={})
+
+
+def test_a_server_that_is_no_job_server_is_named(code: Path, store: tuple[Path, S3Server]) -> None:
+    with pytest.raises(ClusterError, match="not a Ray job server"):
+        submit.submit(store[1].endpoint, ["python", "fail.py"], working_dir=code, env_vars={})
