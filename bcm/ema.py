@@ -11,7 +11,7 @@ from bcm.types import BCMError
 
 
 class EMA:
-    """theta_EMA, a frozen copy of the model that follows its weights."""
+    """theta_EMA (Algorithm 1), a frozen copy of the model that follows its weights."""
 
     def __init__(self, model: nn.Module, rate: float) -> None:
         """Start at the weights of `model`; `rate` is mu_EMA, in [0, 1)."""

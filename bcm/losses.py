@@ -34,7 +34,7 @@ def bct_loss(
     label: Labels | None = None,
     t_min: float = T_MIN,
 ) -> Losses:
-    """Bidirectional consistency training (Eq. 10; the loss of Algorithm 1).
+    """Bidirectional consistency training: Eq. 6 plus Eq. 9 is Eq. 10, the loss of Algorithm 1.
 
     The student `f` makes both of its passes in one batch. `f_bar` is the same flow with frozen parameters: the target
     carries no gradient, the outer pass of the soft-trajectory term carries gradient to its input only.

@@ -30,7 +30,7 @@ def ancestral(f: Flow, x_T: Images, steps: Ancestral, label: Labels | None = Non
 
 @torch.no_grad()
 def zigzag(f: Flow, x_T: Images, steps: Zigzag, noise: FreshNoise, label: Labels | None = None) -> Images:
-    """Algorithm 3, zigzag sampling: denoise, add a little fresh noise, let the network amplify it, repeat."""
+    """Algorithm 3, zigzag sampling: denoise, add a little fresh noise, let the network amplify it (Eq. 11)."""
     x_t, t = x_T, steps.times[-1]
     for n in range(len(steps.times) - 2, -1, -1):
         epsilon, t_below = steps.noise_scales[n], steps.times[n]

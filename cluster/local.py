@@ -7,12 +7,10 @@ Both end their own processes only, by process id; Ray's `ray stop` ends everybod
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import secrets
-import shutil
-import socket
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,7 +19,7 @@ from typing import TYPE_CHECKING, Self
 
 import psutil
 
-from cluster import interrupts
+from cluster import interrupts, processes
 from cluster.addresses import require_listener
 from cluster.errors import ClusterError
 
@@ -41,7 +39,8 @@ DRIVER_ENV = {
     # Otherwise every line a worker prints appears twice.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     # Noise: every report of every rank, and a question to the dashboard a private Ray has not. Read at ray's import.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "Reporting training result|Failed to query Ray Train Controller actor state",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "Reporting training result|"
+    "Failed to query Ray Train Controller actor state|Found multiple active Ray instances",
     # Without this Ray warns about GPUs in every process that asked for none.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -52,7 +51,7 @@ _PRIVATE_ENV = {
     # No node of a single machine is taken away with a warning.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
-_CLUSTER_GIVEN = {"RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"}
+_CLUSTER_GIVEN = ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
 
 
 @contextmanager
@@ -70,25 +69,32 @@ def session(*, cpus: int | None = None, worker_logs: bool = True) -> Iterator[No
     Raises:
         ClusterError: RAY_ADDRESS names no cluster that answers.
     """
-    given = _CLUSTER_GIVEN & os.environ.keys()
+    given = any(os.environ.get(name) for name in _CLUSTER_GIVEN)
     with (
         interrupts.handlers_kept(),
-        _environment(DRIVER_ENV if given else DRIVER_ENV | _PRIVATE_ENV),
+        _environment(_unset(DRIVER_ENV if given else DRIVER_ENV | _PRIVATE_ENV)),
         _connection(worker_logs) if given else _private_ray(cpus, worker_logs),
     ):
         yield
 
 
+def _unset(defaults: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in defaults.items() if name not in os.environ}
+
+
 @contextmanager
-def _environment(defaults: Mapping[str, str]) -> Iterator[None]:
-    """Set what is not set yet, for the length of the block."""
-    added = {name: value for name, value in defaults.items() if name not in os.environ}
-    os.environ.update(added)
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for the length of the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        for name in added:
-            os.environ.pop(name, None)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextmanager
@@ -104,7 +110,7 @@ def _connection(worker_logs: bool) -> Iterator[None]:
     if address not in ("", "auto", "local"):
         require_listener(address, "Ray cluster", "start it, or unset RAY_ADDRESS to work on this machine alone")
     try:
-        ray.init(logging_level="WARNING", log_to_driver=worker_logs)
+        ray.init(logging_level=logging.WARNING, log_to_driver=worker_logs)
     except (ConnectionError, RuntimeError, TimeoutError) as error:
         raise ClusterError(f"no Ray cluster answers at {address or 'the address of this job'}: {error}") from error
     try:
@@ -118,28 +124,47 @@ def _private_ray(cpus: int | None, worker_logs: bool) -> Iterator[None]:
     import ray
 
     _ask_for_token()
-    folder = _short_folder()
+    folder = processes.short_folder()
     before = psutil.Process().children()
     roots: list[psutil.Process] | None = None
+    try:
+        with _environment({"RAY_TMPDIR": str(folder)}):
+            _start(cpus, worker_logs)
+        roots = processes.children_since(before)
+        _note_address(folder, ray.get_runtime_context().gcs_address)
+        interrupts.exit_on_sigterm()
+        yield
+    finally:
+        interrupts.ignore()
+        ours = processes.with_descendants(processes.children_since(before) if roots is None else roots)
+        ray.shutdown(wait_for_processes=True)
+        processes.end(ours)
+        processes.remove_folder(folder)
+
+
+def _start(cpus: int | None, worker_logs: bool) -> None:
+    import ray
+
     try:
         ray.init(
             address="local",
             num_cpus=cpus or os.cpu_count(),
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
-            logging_level="WARNING",
+            logging_level=logging.WARNING,
             log_to_driver=worker_logs,
-            _temp_dir=str(folder),
         )
-        roots = _children_since(before)
-        interrupts.exit_on_sigterm()
-        yield
-    finally:
-        interrupts.ignore()
-        ours = _with_descendants(_children_since(before) if roots is None else roots)
-        ray.shutdown(wait_for_processes=True)
-        _end(ours)
-        _remove(folder)
+    except Exception as error:
+        raise ClusterError(f"Ray did not start on this machine: {error}") from error
+
+
+def _note_address(folder: Path, address: str) -> None:
+    """Tell Ray's own actors which cluster they are in.
+
+    Without the note, where another Ray runs on this machine, the actor that watches Ray Train's controller asks that
+    one, does not find the controller there, and takes a healthy training's resources away.
+    """
+    (folder / "ray" / "ray_current_cluster").write_text(address)
 
 
 class LocalCluster:
@@ -180,7 +205,7 @@ class LocalCluster:
         _ask_for_token()
         self._before = psutil.Process().children()
         self._roots: list[psutil.Process] = []
-        self.folder = _short_folder()
+        self.folder = processes.short_folder()
         (self.folder / "ray").mkdir()
         self._cluster = Cluster()
         with ExitStack() as undo, interrupts.handlers_kept():
@@ -194,7 +219,7 @@ class LocalCluster:
         return self
 
     def _start_head(self) -> tuple[str, str]:
-        port, agent_port = _free_ports(2)
+        port, agent_port = processes.free_ports(2)
         head = self._cluster.add_node(
             num_cpus=self._cpus,
             object_store_memory=OBJECT_STORE_BYTES,
@@ -203,7 +228,7 @@ class LocalCluster:
             dashboard_agent_listen_port=agent_port,
             env_vars=self._env,
         )
-        self._roots = _children_since(self._before)
+        self._roots = processes.children_since(self._before)
         return head.gcs_address, f"http://127.0.0.1:{port}"
 
     def add_node(self) -> Node:
@@ -216,24 +241,24 @@ class LocalCluster:
             node_ip_address=f"127.0.0.{self._added + 1}",
             env_vars=self._env,
         )
-        self._roots += _children_since(before)
+        self._roots += processes.children_since(before)
         return node
 
     def kill_node(self, node: Node) -> None:
         """Kill a node that `add_node` returned, without warning, as a lost machine would go."""
-        lost = _with_descendants([each for each in self._roots if each.pid in _pids(node)])
+        lost = processes.with_descendants([each for each in self._roots if each.pid in _pids(node)])
         self._cluster.remove_node(node, allow_graceful=False)
-        _end(lost, patience=0)
+        processes.end(lost, patience=0)
 
     def __exit__(self, *_: object) -> None:
         """End every process of the cluster and remove its files."""
         self._stack.close()
 
     def _stop(self) -> None:
-        ours = _with_descendants(self._roots or _children_since(self._before))
+        ours = processes.with_descendants(self._roots or processes.children_since(self._before))
         self._cluster.shutdown()
-        _end(ours)
-        _remove(self.folder)
+        processes.end(ours)
+        processes.remove_folder(self.folder)
 
 
 def _pids(node: Node) -> set[int]:
@@ -245,7 +270,7 @@ def _ask_for_token() -> None:
 
     It stays the same for the life of this process, because Ray keeps what it read first.
     """
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore[reportAttributeAccessIssue]
 
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
@@ -253,56 +278,6 @@ def _ask_for_token() -> None:
         # Ray has read the mode at its import.
         Config.initialize("")
         AuthenticationTokenLoader.instance().reset_cache()
-
-
-def _short_folder() -> Path:
-    """A new folder whose path leaves room for Ray's socket names (107 bytes in all)."""
-    parent = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="bcm-ray-", dir=parent if len(parent) < 20 else "/tmp"))
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
-def _children_since(before: Sequence[psutil.Process]) -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if child not in before]
-
-
-def _with_descendants(roots: Sequence[psutil.Process]) -> list[psutil.Process]:
-    found = list(roots)
-    for root in roots:
-        try:
-            found += root.children(recursive=True)
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
-def _end(processes: Sequence[psutil.Process], patience: float = 3) -> None:
-    """Wait `patience` seconds for processes that have been told to end, then kill the rest."""
-    _, alive = psutil.wait_procs(processes, timeout=patience)
-    for process in alive:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(alive, timeout=5)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder into which an orphaned worker may still write its last line."""
-    for _ in range(20):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
-        time.sleep(0.2)
 
 
 def main() -> None:

@@ -84,7 +84,7 @@ def flatten(entry: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """A hint for a misspelt name: the nearest known one, and all of them."""
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name.lower(), known, n=1)
     return (f"did you mean '{close[0]}'? " if close else "") + f"Known: {', '.join(known)}."
 
 
@@ -115,6 +115,8 @@ def parse(kind: type[T], argv: Sequence[str], module: str, default: T | None = N
 
 
 def _from_dict(kind: type[T], entry: Mapping[str, Any], where: str) -> T:
+    if not isinstance(entry, Mapping):
+        raise ConfigError(f"{where}: {entry!r} is given where an object with keys is needed.")
     hints = get_type_hints(kind)
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     for key in entry:
@@ -129,7 +131,10 @@ def _from_dict(kind: type[T], entry: Mapping[str, Any], where: str) -> T:
             values[key] = _from_dict(hints[key], value, f"{where}.{key}")  # type: ignore[arg-type]
         else:
             values[key] = tuple(value) if isinstance(value, list) else value
-    return kind(**values)
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ConfigError(f"{where}: a value is of the wrong kind ({error}).") from error
 
 
 ConfigOptions = Annotated[Config, tyro.conf.arg(name="")]

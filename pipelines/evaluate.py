@@ -156,8 +156,8 @@ def main(argv: Sequence[str]) -> None:
     options = parse(EvaluateOptions, argv, "evaluate")
     found = subject(options)
     if options.dry_run:
-        toolkit = found.toolkit
-        print(f"would measure {options.model} after {toolkit.k} steps with {', '.join(toolkit.schedules)} on {found.data}")
+        steps = ", ".join(found.toolkit.schedules)
+        print(f"would measure {options.model} after {found.toolkit.k} steps with {steps} on {found.data}")
         return
     real = real_images(found)
     with local.session(worker_logs=False):

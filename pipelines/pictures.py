@@ -51,4 +51,5 @@ def save(picture: Image.Image, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path, format="PNG")
     except OSError as error:
-        raise ConfigError(f"cannot write the picture {path}: {error.strerror or error}. Choose another --out.") from error
+        cause = error.strerror or error
+        raise ConfigError(f"cannot write the picture {path}: {cause}. Choose another --out.") from error

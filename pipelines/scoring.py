@@ -1,5 +1,6 @@
 """What a model is worth: sample and reconstruction scores, computed as Ray tasks that merge."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +69,12 @@ def sample_moments(toolkit: Toolkit, seeds: Sequence[int], nfe: int) -> Moments:
     return Moments.of(pixels(inference.generate(toolkit, seeds, nfe, labels)))
 
 
+def sample_distance(parts: Sequence[Moments], train: Moments) -> float:
+    """Frechet distance of the samples in `parts`; infinite if any of them is not finite."""
+    found = sum(parts[1:], parts[0])
+    return frechet_distance(found, train) if found.total.isfinite().all() else math.inf
+
+
 def reconstruction(toolkit: Toolkit, x: Images, seeds: Sequence[int], nfe: int, labels: Sequence[int]) -> Images:
     """Reconstructions of one batch of images."""
     return inference.reconstruct(toolkit, x, seeds, nfe, labels if toolkit.network.classes else None)
@@ -86,7 +93,7 @@ def score_samples(
         for nfe in nfes
     }
     moments = {nfe: ray.get(refs) for nfe, refs in parts.items()}
-    return {nfe: frechet_distance(sum(found[1:], found[0]), train) for nfe, found in moments.items()}
+    return {nfe: sample_distance(found, train) for nfe, found in moments.items()}
 
 
 def score_reconstructions(toolkit: Toolkit, real: Held, nfes: Sequence[int]) -> dict[str, float]:
@@ -108,7 +115,7 @@ def score_reconstructions(toolkit: Toolkit, real: Held, nfes: Sequence[int]) -> 
         found = torch.cat(ray.get(parts))
         scores[f"mse_nfe{nfe}"] = float(mse(found, x).mean())
         if real.labeller:
-            scores[f"labels_kept_nfe{nfe}"] = float(np.mean(real.labeller(found) == real.labeller(x)))
+            scores[f"labels_kept_nfe{nfe}"] = float(np.mean(real.labeller(found.nan_to_num()) == real.labeller(x)))
     return scores
 
 

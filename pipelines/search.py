@@ -8,10 +8,10 @@ import torch
 
 from bcm import inference
 from bcm.inference import Toolkit
-from bcm.metrics import Moments, frechet_distance, mse
+from bcm.metrics import Moments, mse
 from bcm.timesteps import Ancestral, Combined, Inversion, TimeSteps, Zigzag
 from bcm.types import Images
-from pipelines.scoring import BATCH, sample_moments
+from pipelines.scoring import BATCH, sample_distance, sample_moments
 
 EPSILON_RANGE = (0.01, 0.5)
 """Where the first time of an inversion is searched."""
@@ -119,8 +119,7 @@ def score(trials: Trials, steps: TimeSteps, first_seed: int) -> float:
     parts = [
         sample_moments(toolkit, list(range(s, min(s + BATCH, first_seed + trials.samples))), steps.nfe) for s in starts
     ]
-    found = sum(parts[1:], parts[0])
-    return frechet_distance(found, trials.train) if found.total.isfinite().all() else math.inf
+    return sample_distance(parts, trials.train)
 
 
 def trial(values: dict[str, float], trials: Trials, steps: TimeSteps) -> None:

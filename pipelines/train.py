@@ -23,6 +23,10 @@ from pipelines.recipes import RECIPES, recipe
 from pipelines.worker import Job, train_worker
 
 
+IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray in the driver of a submitted job."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     """Train a model with bidirectional consistency training (Algorithm 1) on Ray Train."""
@@ -45,6 +49,9 @@ def train(options: TrainOptions) -> runs.Run:
     """Run a training to its end; must stand in a `cluster.local.session`."""
     config = options.config
     run_storage = storage.absolute(options.storage)
+    if IN_JOB in os.environ and run_storage != options.storage:
+        raise ConfigError(f"--storage {options.storage} lies in the job's working directory, which is thrown away. "
+                          "Give a URL, such as s3://BUCKET/runs, or an absolute path that all nodes share.")
     data = storage.absolute(options.data or storage.join(run_storage, "data", config.dataset))
     manifest = load_manifest(data)
     _check_data(config, manifest, data)
@@ -84,10 +91,11 @@ def _check_data(config: Config, manifest: Manifest, data: str) -> None:
 def _check_tracking(uri: str) -> None:
     import ray
 
-    if tracking.is_local(uri) and len([node for node in ray.nodes() if node["Alive"]]) > 1:
+    several = len([node for node in ray.nodes() if node["Alive"]]) > 1
+    if tracking.is_local(uri) and (several or IN_JOB in os.environ):
         raise ConfigError(
-            f"the workers of a cluster of several nodes cannot reach the MLflow store {uri} of this machine. "
-            "Set MLFLOW_TRACKING_URI to an MLflow server."
+            f"the MLflow store {uri} is a file of this machine, out of reach for a job or for other nodes. "
+            "Set MLFLOW_TRACKING_URI to an MLflow server, in the environment of the cluster."
         )
 
 

@@ -46,6 +46,8 @@ class TuneOptions:
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
+        if not self.targets or len(set(self.targets)) < len(self.targets):
+            raise ConfigError("--targets needs at least one target, and each only once.")
         for target in self.targets:
             if target not in PAPER_CIFAR10:
                 raise ConfigError(f"unknown target '{target}': {nearest(target, list(PAPER_CIFAR10))}")

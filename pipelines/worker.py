@@ -116,7 +116,8 @@ class Reporter:
         return self.log.flush(FLUSH_SECONDS)
 
     def close(self) -> None:
-        """Stop."""
+        """Send what is left and stop."""
+        self.log.flush(FLUSH_SECONDS)
         self.log.close()
 
 

@@ -52,7 +52,10 @@ def s3_server(root: Path) -> Iterator[S3Server]:
     }
     command = [str(BIN / "rclone"), "serve", "s3", "--addr", endpoint.removeprefix("http://"), str(root)]
     # The keys go by environment, since a command line is readable by everybody.
-    server_env = os.environ | {"RCLONE_AUTH_KEY": f'"{key},{secret}"', "RCLONE_CONFIG": str(root.parent / "rclone.conf")}
+    server_env = os.environ | {
+        "RCLONE_AUTH_KEY": f'"{key},{secret}"',
+        "RCLONE_CONFIG": str(root.parent / "rclone.conf"),
+    }
     with _running(command, server_env, root.parent / "s3.log", ready=endpoint, seconds=30):
         yield S3Server(endpoint=endpoint, env=client)
 

@@ -95,7 +95,7 @@ def test_citations_are_read_as_written():
 
 
 def test_the_map_covers_the_method():
-    assert CORE <= {row.paper for row in ROWS}
+    assert {row.paper for row in ROWS} >= CORE
 
 
 @pytest.mark.parametrize(("paper", "name"), [(row.paper, name) for row in ROWS for name in row.names])

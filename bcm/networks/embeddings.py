@@ -34,6 +34,8 @@ class Fourier(nn.Module):
 class TimeEmbedding(nn.Module):
     """The vector every residual block reads: features of t, or of t and u, through two dense layers, plus the label's.
 
+    Two times are concatenated and double the widths (Section 3.1).
+
     Args:
         width: frequencies of each time.
         times: 1 embeds t, 2 embeds t and u.

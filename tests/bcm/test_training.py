@@ -13,7 +13,9 @@ from bcm.schedule import ScheduleConfig
 from bcm.training import MAX_SKIPPED_IN_A_ROW, TrainConfig, TrainState, fit, train_step
 from bcm.types import BCMError
 
-NETWORK = NCSNppConfig(image_channels=1, resolution=8, width=8, channel_mult=(1, 1), blocks=1, attention=(), dropout=0.1)
+NETWORK = NCSNppConfig(
+    image_channels=1, resolution=8, width=8, channel_mult=(1, 1), blocks=1, attention=(), dropout=0.1
+)
 CONFIG = TrainConfig(iterations=12, batch_size=8, learning_rate=1e-3, ema_rate=0.9)
 SCHEDULE = ScheduleConfig(s0=2, s1=8)
 LEFT = torch.cat([torch.full((1, 8, 4), 255), torch.zeros(1, 8, 4)], dim=2).to(torch.uint8)

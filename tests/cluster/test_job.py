@@ -141,7 +141,7 @@ def test_an_address_without_a_server_is_named(code: Path) -> None:
 
 @pytest.mark.parametrize("address", ["127.0.0.1:8265", "ray://127.0.0.1:10001", "http://", ""])
 def test_an_address_that_is_no_url_is_refused(code: Path, address: str) -> None:
-    with pytest.raises(ClusterError, match="http://host:8265|host and port"):
+    with pytest.raises(ClusterError, match=r"http://host:8265|host and port"):
         submit.submit(address, ["python", "fail.py"], working_dir=code, env_vars={})
 
 

@@ -2,6 +2,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -36,8 +38,13 @@ def no_cluster_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
-def folders() -> set[Path]:
-    return set(Path("/tmp").glob("bcm-ray-*"))
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder for temporary files, here and in subprocesses; short, since Ray puts sockets there."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="t") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        monkeypatch.setenv("TMPDIR", folder)
+        yield Path(folder)
 
 
 def plain() -> dict[str, str]:
@@ -47,60 +54,83 @@ def plain() -> dict[str, str]:
 
 
 def ray_settings() -> dict[str, str]:
-    """Ray's part of the environment, but for the token, which one process keeps."""
-    return {name: value for name, value in os.environ.items() if name.startswith("RAY_") and "_AUTH_" not in name}
+    """Ray's part of the environment, but for the token, which a process keeps, and a mark that Ray itself leaves."""
+    left = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_CLIENT_MODE")
+    return {name: value for name, value in os.environ.items() if name.startswith("RAY_") and name not in left}
 
 
 @pytest.mark.slow
-def test_a_private_ray_leaves_no_process_file_setting_or_handler_behind() -> None:
-    import ray
-
-    before = (psutil.Process().children(recursive=True), folders(), signal.getsignal(signal.SIGINT))
-    settings = ray_settings()
+def test_a_private_ray_leaves_no_process_file_setting_or_handler_behind(short: Path) -> None:
+    before = (psutil.Process().children(recursive=True), signal.getsignal(signal.SIGINT), ray_settings())
     with local.session(cpus=2):
-        assert ray.cluster_resources()["CPU"] == 2
         assert len(psutil.Process().children(recursive=True)) > len(before[0])
-        scaling.check_resources(ScalingOptions(workers=2))
-        with pytest.raises(ClusterError, match=r"3 workers.* 2 CPU"):
-            scaling.check_resources(ScalingOptions(workers=3))
-        with pytest.raises(ClusterError, match="0 GPU"):
-            scaling.check_resources(ScalingOptions(gpu=True))
-    assert (psutil.Process().children(recursive=True), folders(), signal.getsignal(signal.SIGINT)) == before
-    assert ray_settings() == settings
+        assert list(short.iterdir())
+    assert (psutil.Process().children(recursive=True), signal.getsignal(signal.SIGINT), ray_settings()) == before
+    assert not list(short.iterdir())
+
+
+@pytest.fixture(scope="module")
+def private(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A private Ray of two CPUs beside a note of another one; yields its address."""
+    import ray
+
+    other = tmp_path_factory.mktemp("other")
+    (other / "ray").mkdir()
+    (other / "ray" / "ray_current_cluster").write_text("192.0.2.99:6379")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("RAY_TMPDIR", str(other))
+        with local.session(cpus=2):
+            yield ray.get_runtime_context().gcs_address
 
 
 @pytest.mark.slow
-def test_a_private_ray_asks_for_a_token(tmp_path: Path) -> None:
+def test_workers_that_can_never_be_placed_are_refused(private: str) -> None:
+    scaling.check_resources(ScalingOptions(workers=2))
+    with pytest.raises(ClusterError, match=r"3 workers.* 2 CPU"):
+        scaling.check_resources(ScalingOptions(workers=3))
+    with pytest.raises(ClusterError, match="0 GPU"):
+        scaling.check_resources(ScalingOptions(gpu=True))
+
+
+@pytest.mark.slow
+def test_a_private_ray_is_not_mistaken_for_another_one(private: str) -> None:
     import ray
 
-    with local.session(cpus=1):
-        address = ray.get_runtime_context().gcs_address
-        done = subprocess.run(
-            [sys.executable, "-c", f"import ray; ray.init('{address}')"],
-            env=plain() | {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64},
-            capture_output=True,
-            text=True,
-        )
-    assert done.returncode != 0
-    assert "InvalidAuthToken" in done.stderr
+    @ray.remote
+    def where_rays_own_actors_look() -> str | None:
+        from ray._private.services import canonicalize_bootstrap_address
+
+        return canonicalize_bootstrap_address(None)  # pyright: ignore[reportArgumentType]
+
+    assert ray.get(where_rays_own_actors_look.remote()) == private
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("known", [True, False])
+def test_a_private_ray_asks_for_a_token(private: str, known: bool) -> None:
+    script = f"from ray._raylet import GcsClient; print(GcsClient('{private}').cluster_id)"
+    guess = {} if known else {"RAY_AUTH_TOKEN": "0" * 64}
+    done = subprocess.run([sys.executable, "-c", script], env=os.environ | guess, capture_output=True, text=True)
+    assert (done.returncode == 0) == known
+    assert ("InvalidAuthToken" in done.stderr) != known
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_private_ray_and_all_its_processes(sign: signal.Signals) -> None:
-    present = folders()
+def test_a_signal_ends_a_private_ray_and_all_its_processes(sign: signal.Signals, short: Path) -> None:
     command = [sys.executable, "-c", SLEEPER]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=plain(), start_new_session=True) as driver:
         assert driver.stdout is not None
         assert driver.stdout.readline() == "ready\n"
         family = psutil.Process(driver.pid).children(recursive=True)
-        started = folders() - present
+        assert list(short.iterdir())
         # As a terminal does: to every process of the group.
         os.killpg(driver.pid, sign)
         assert driver.wait(60) != 0
     assert len(family) > 4
     assert [process for process in family if process.is_running()] == []
-    assert started and not [folder for folder in started if folder.exists()]
+    assert not list(short.iterdir())
 
 
 @pytest.mark.slow

@@ -60,9 +60,7 @@ def test_secrets_are_refused_without_being_repeated(code: Path, name: str, value
     assert value == "x" or value not in str(caught.value)
 
 
-def test_a_directory_too_big_is_refused_and_its_biggest_file_named(
-    code: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_directory_too_big_is_refused_and_its_biggest_file_named(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime_env, "SIZE_LIMIT", 2**20)
     (code / "weights.bin").write_bytes(os.urandom(3 * 2**20))
     with pytest.raises(ClusterError, match=r"weights\.bin"):

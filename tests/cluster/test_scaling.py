@@ -11,7 +11,13 @@ from cluster.scaling import ScalingOptions
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"workers": 0}, {"cpus_per_worker": 0}, {"cpus_per_worker": float("nan")}, {"max_failures": -1}, {"keep_checkpoints": 0}],
+    [
+        {"workers": 0},
+        {"cpus_per_worker": 0},
+        {"cpus_per_worker": float("nan")},
+        {"max_failures": -1},
+        {"keep_checkpoints": 0},
+    ],
 )
 def test_impossible_numbers_are_refused_by_name(wrong: dict[str, float]) -> None:
     with pytest.raises(ClusterError, match=next(iter(wrong))):

@@ -1,1 +1,0 @@
-"""Bidirectional consistency models in plain PyTorch: one network f(x_t, t, u) walks the flow in both directions."""

@@ -1,1 +1,0 @@
-"""The jobs: each module is one command, `python -m pipelines.NAME --help`."""

@@ -1,0 +1,490 @@
+"""Every command answers --help, and bad input with one message that names the thing and the remedy."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from servers import free_port
+from world import NAME, STEP, Command, Outcome, World, edit_json
+
+from bcm.checkpoint import INDEX
+from bcm.inference import SCHEDULES
+from data.manifest import MANIFEST_NAME
+from data.shards import Sample, load_manifest, write_manifest, write_split
+from pipelines import models, runs, tracking
+from pipelines.config import parse
+from pipelines.evaluate import SCORES
+from pipelines.recipes import recipe
+from pipelines.train import TrainOptions, train
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = ("prepare", "train", "evaluate", "tune", "register", "sample", "picture", "quickstart")
+OPENING = ("evaluate", "tune", "register", "sample", "picture")
+"""The commands that open a model."""
+
+
+def tree(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+# ---- options
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_help_is_answered(command: Command, module: str):
+    outcome = command(module, "--help")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert f"python -m pipelines.{module}" in outcome.out
+    if module != "train":
+        assert "--dry-run" in outcome.out
+
+
+def test_train_without_a_recipe_lists_them(command: Command):
+    outcome = command("train")
+    assert outcome.code == 0
+    assert "digits-smoke" in outcome.out and "cifar10-bcm" in outcome.out
+    assert "--train.learning-rate" in command("train", "digits", "--help").out
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("prepare digits --too x", "--to"),
+        ("train digits --train.batchsize 8", "--train.batch-size"),
+        ("train digits --train.batch-size many", "many"),
+        ("evaluate m --sample 3", "--samples"),
+        ("evaluate m --samples 1", "Frechet distance needs at least 2"),
+        ("evaluate", "MODEL"),
+        ("tune m --second 3", "--seconds"),
+        ("tune m --targets sample-5", "did you mean 'sample-4'"),
+        ("tune m --targets sample-1", "no time step to search"),
+        ("tune m --targets sample-2 sample-2", "only once"),
+        ("tune m --trials 0", "--trials must be at least 1"),
+        ("register r --nam x", "--name"),
+        ("sample m --task invret", "invert"),
+        ("sample m --count 0", "--count must be at least 1"),
+        ("picture m --count -1", "--count must be at least 1"),
+        ("quickstart --sed 1", "--seed"),
+    ],
+)
+def test_a_wrong_option_is_explained(command: Command, line: str, said: str):
+    outcome = command(*line.split())
+    assert outcome.code == 2
+    assert said in " ".join(outcome.err.replace("│", " ").split())
+    assert "Traceback" not in outcome.err and outcome.out == ""
+
+
+def test_wrong_values_of_a_recipe_are_explained(command: Command):
+    line = ("train", "digits", "--dry-run")
+    assert "does not divide among scaling.workers 3" in command(*line, "--scaling.workers", "3").error
+    outcome = command(*line, "--network.width", "3")
+    assert outcome.code == 2 and "width is 3" in outcome.err
+    assert "did you mean 'digits'? Known: digits, " in command("train", "digitz").error
+
+
+def test_an_unknown_data_set_is_explained(command: Command):
+    assert "unknown data set 'digitz': did you mean 'digits'? " in command("prepare", "digitz").error
+    assert "cifar10 needs a source" in command("prepare", "cifar10").error
+
+
+# ---- dry runs
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("prepare digits --to new --dry-run", "1,500 train, 297 test"),
+        ("train digits-smoke --dry-run", "parameters"),
+        ("evaluate {run} --dry-run", f"after {STEP} steps"),
+        ("evaluate {checkpoint} --dry-run", f"after {STEP} steps"),
+        ("tune {run} --dry-run", "sample-3: time_1, noise_1; now {'kind': 'zigzag'"),
+        ("sample {run} --dry-run", "would generate 10 images with Combined"),
+        ("sample {checkpoint} --task invert --nfe 2 --dry-run", "would invert 10 images with Inversion"),
+        ("picture {run} --dry-run", "samples at NFE [1, 2, 3, 4] and 12 reconstructions"),
+        ("quickstart --dry-run", "register"),
+    ],
+)
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(command: Command, world: World, line: str, said: str):
+    before = tree(world.root)
+    outcome = command(*line.format(run=world.run, checkpoint=world.checkpoint).split())
+    assert (outcome.code, outcome.err) == (0, "")
+    assert said in outcome.out
+    assert {path for path in tree(world.root) - before if not path.startswith("cache")} == set()
+
+
+# ---- models that cannot be opened
+
+
+@pytest.mark.parametrize("module", OPENING)
+def test_a_run_that_does_not_exist_names_its_neighbours(command: Command, world: World, module: str):
+    error = command(module, f"runs/{NAME[:-1]}x").error
+    assert f"at {world.runs}/{NAME[:-1]}x: did you mean '{NAME}'?" in error
+
+
+@pytest.mark.parametrize("module", OPENING)
+def test_a_damaged_checkpoint_is_named(command: Command, world: World, module: str):
+    flip_a_byte(world.checkpoint / "ema.safetensors")
+    (world.run / SCORES).write_text(json.dumps(scores(world)))
+    error = command(module, str(world.run)).error
+    assert f"{world.checkpoint}/ema.safetensors is missing or does not match the SHA-256" in error
+    assert "Choose another checkpoint" in error
+
+
+def scores(world: World) -> dict[str, Any]:
+    """What `evaluate` stores."""
+    schedules = {name: models.to_dict(steps) for name, steps in models.schedules_of(str(world.run)).items()}
+    return {"k": STEP, "schedules": schedules, "scores": {"mse_nfe4": 0.01}}
+
+
+Spoil = Callable[[World], None]
+
+
+def wider(world: World) -> None:
+    edit_json(world.checkpoint / INDEX, lambda entry: entry["network"].update(width=16))
+
+
+def of_unknown_kind(world: World) -> None:
+    edit_json(world.checkpoint / INDEX, lambda entry: entry["network"].update(kind="unet"))
+
+
+def with_cut_index(world: World) -> None:
+    path = world.checkpoint / INDEX
+    path.write_text(path.read_text()[:100])
+
+
+def unfinished(world: World) -> None:
+    (world.checkpoint / INDEX).unlink()
+
+
+def without_weights(world: World) -> None:
+    (world.checkpoint / "ema.safetensors").unlink()
+
+
+def with_cut_schedules(world: World) -> None:
+    (world.run / SCHEDULES).write_text('{"sample-2": {"kind"')
+
+
+def with_a_list_of_schedules(world: World) -> None:
+    (world.run / SCHEDULES).write_text("[1, 2]")
+
+
+def with_disordered_schedules(world: World) -> None:
+    (world.run / SCHEDULES).write_text('{"sample-2": {"kind": "ancestral", "times": [0.002, 90, 80]}}')
+
+
+def with_misnamed_schedules(world: World) -> None:
+    (world.run / SCHEDULES).write_text('{"sample-7": {"kind": "ancestral", "times": [0.002, 1, 80]}}')
+
+
+def with_cut_record(world: World) -> None:
+    (world.run / runs.RECORD).write_text('{"name": ')
+
+
+def with_another_record(world: World) -> None:
+    (world.run / runs.RECORD).write_text('{"name": "x"}')
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (wider, "{checkpoint}/ema.safetensors does not fit the network"),
+        (of_unknown_kind, "{checkpoint}/checkpoint.json: network: kind 'unet' is unknown; known is ncsnpp."),
+        (with_cut_index, "{checkpoint}/checkpoint.json is damaged"),
+        (unfinished, "has no finished checkpoint yet"),
+        (without_weights, "{checkpoint}/ema.safetensors is missing or does not match the SHA-256"),
+        (with_cut_schedules, "{run}/schedules.json is not valid JSON"),
+        (with_a_list_of_schedules, "{run}/schedules.json does not hold time steps by name. Remove that file"),
+        (with_disordered_schedules, "{run}/schedules.json: ancestral: time 80 after 90 is out of order"),
+        (with_misnamed_schedules, "schedule 'sample-7' holds "),
+        (with_cut_record, "{run}/run.json is not valid JSON"),
+        (with_another_record, "{run}/run.json is not the record of a run"),
+    ],
+)
+def test_a_run_that_cannot_be_used_says_which_file_is_wrong(command: Command, world: World, spoil: Spoil, said: str):
+    spoil(world)
+    error = command("sample", str(world.run), "--out", "picture.png").error
+    assert said.format(run=world.run, checkpoint=world.checkpoint) in error
+    assert not (world.root / "picture.png").exists()
+
+
+@pytest.mark.parametrize("module", ["evaluate", "sample", "picture"])
+def test_a_registered_model_that_does_not_exist_is_named(command: Command, world: World, module: str):
+    error = command(module, "models:/bcm-digits@champion", "--data", str(world.data)).error
+    assert "no models:/bcm-digits@champion; it has no registered model" in error
+    error = command(module, "models:/bcm-digits", "--data", str(world.data)).error
+    assert "'models:/bcm-digits' names no model; write models:/<name>@<alias>" in error
+
+
+def test_a_registered_model_cannot_be_tuned_and_needs_its_data_named(command: Command, world: World):
+    assert "give the URL of the run it came from" in command("tune", "models:/x@champion").error
+    assert "give --data" in command("evaluate", "models:/x@champion").error
+
+
+def test_time_steps_that_a_model_has_not_are_named(command: Command, world: World):
+    error = command("sample", str(world.run), "--nfe", "9").error
+    assert "no time steps 'sample-9'; it has sample-1, sample-2, sample-3, sample-4" in error
+
+
+def test_a_picture_that_cannot_be_written_is_named(command: Command, world: World):
+    (world.root / "file").write_text("")
+    assert "cannot write the picture file/x.png" in command("sample", str(world.run), "--out", "file/x.png").error
+
+
+# ---- data
+
+
+def without_manifest(world: World) -> None:
+    (world.data / MANIFEST_NAME).unlink()
+
+
+def with_cut_manifest(world: World) -> None:
+    path = world.data / MANIFEST_NAME
+    path.write_text(path.read_text()[:500])
+
+
+def with_wrong_counts(world: World) -> None:
+    edit_json(world.data / MANIFEST_NAME, lambda entry: entry["splits"]["train"].update(count=1499))
+
+
+def without_shard(world: World) -> None:
+    (world.data / "train-000001.tar").unlink()
+
+
+def with_truncated_shard(world: World) -> None:
+    with (world.data / "train-000001.tar").open("r+b") as file:
+        file.truncate(100_000)
+
+
+def with_damaged_shard(world: World) -> None:
+    flip_a_byte(world.data / "train-000001.tar")
+
+
+def with_a_large_image(world: World) -> None:
+    """A set whose manifest says 8x8, and fits its shards in all but the size of the images."""
+    images = np.zeros((40, 9, 9), dtype=np.uint8)
+    samples = [Sample(key=f"large{i:02d}", image=image, label=0) for i, image in enumerate(images)]
+    before = load_manifest(str(world.data))
+    splits = {**before.splits, "train": write_split(str(world.data), "train", samples)}
+    write_manifest(str(world.data), replace(before, splits=splits))
+
+
+LISTED: list[tuple[Spoil, str]] = [
+    (without_manifest, "there is no data set at {data} (no manifest.json)"),
+    (with_cut_manifest, "{data}/manifest.json is not valid JSON"),
+    (with_wrong_counts, "{data}/manifest.json is not a valid manifest: the shards hold 1500 images"),
+    (without_shard, "{data}/train-000001.tar is missing"),
+    (with_truncated_shard, "{data}/train-000001.tar has 100000 bytes, but the manifest states "),
+]
+"""What shows without reading a shard."""
+READ: list[tuple[Spoil, str]] = [
+    (with_damaged_shard, "{data}/train-000001.tar is damaged: its "),
+    (with_a_large_image, "{data}/train-000000.tar: sample large00: the image is 9x9 with 1 channels, but the manifest"),
+]
+"""What shows when the shards are read."""
+REMEDIES = ("python -m pipelines.prepare", "write it again", "write the set again", "write the whole set again")
+
+
+def says_so(outcome: Outcome, said: str, world: World) -> None:
+    assert said.format(data=world.data) in outcome.error
+    assert any(remedy in outcome.error for remedy in REMEDIES), outcome.error
+
+
+@pytest.mark.parametrize(("spoil", "said"), LISTED + READ)
+@pytest.mark.parametrize("module", ["evaluate", "tune"])
+def test_shards_that_cannot_be_used_are_named(command: Command, world: World, module: str, spoil: Spoil, said: str):
+    spoil(world)
+    says_so(command(module, str(world.run)), said, world)
+    assert not (world.run / SCORES).exists() and not (world.run / SCHEDULES).exists()
+
+
+def test_data_of_another_shape_are_refused(command: Command, world: World):
+    edit_json(world.data / MANIFEST_NAME, lambda entry: entry.update(resolution=16))
+    for line in (("evaluate",), ("picture",), ("sample", "--task", "invert")):
+        error = command(*line, str(world.run), "--data", str(world.data)).error
+        assert f"the model makes images of 8 px and 1 channels, but {world.data} holds 16 px" in error
+        assert "Give --data that fits" in error
+
+
+def test_shards_are_never_written_over_another_set_nor_where_nothing_can_be_written(command: Command, world: World):
+    edit_json(world.data / MANIFEST_NAME, lambda entry: entry.update(name="other"))
+    before = tree(world.data)
+    error = command("prepare", "digits", "--to", str(world.data)).error
+    assert "holds a different data set: its name is 'other'" in error
+    assert tree(world.data) == before
+    (world.root / "file").write_text("")
+    error = command("prepare", "digits", "--to", f"{world.root}/file/data").error
+    assert f"cannot write to {world.root}/file/data" in error and "choose another path" in error
+
+
+# ---- scores
+
+
+def test_a_run_without_scores_is_not_registered(command: Command, world: World):
+    error = command("register", str(world.run)).error
+    assert f"run {NAME} has no scores yet. Run `python -m pipelines.evaluate {world.run}`" in error
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"k": 20}, f"those of step 20, but it is at step {STEP} now"),
+        ({"schedules": {}}, "the time steps of run .* have changed since it was scored"),
+        ({"scores": {"mse_nfe4": "good"}}, "scores.json is damaged"),
+        ({"scores": None}, "scores.json is damaged"),
+    ],
+)
+def test_scores_of_something_else_are_not_registered(command: Command, world: World, change: dict[str, Any], said: str):
+    (world.run / SCORES).write_text(json.dumps(scores(world) | change))
+    error = command("register", str(world.run)).error
+    assert pytest.importorskip("re").search(said, error)
+    assert f"Run `python -m pipelines.evaluate {world.run}`" in error
+
+
+def test_scores_of_the_newest_checkpoint_may_be_registered(command: Command, world: World):
+    (world.run / SCORES).write_text(json.dumps(scores(world)))
+    outcome = command("register", str(world.run), "--dry-run")
+    assert outcome.out == f"would register {world.checkpoint} as bcm-digits with {{'mse_nfe4': 0.01}}\n"
+
+
+# ---- MLflow
+
+
+@pytest.fixture
+def no_server(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of an MLflow server that is down."""
+    uri = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv(tracking.URI_VARIABLE, uri)
+    return uri
+
+
+@pytest.mark.parametrize("module", ["evaluate", "tune", "register"])
+def test_a_server_that_is_down_is_named_before_the_work_starts(
+    command: Command, world: World, no_server: str, module: str
+):
+    (world.run / SCORES).write_text(json.dumps(scores(world)))
+    before = tree(world.runs)
+    error = command(module, str(world.run)).error
+    assert f"MLflow at {no_server}: " in error
+    assert "mlflow server" in error and tracking.URI_VARIABLE in error
+    assert tree(world.runs) == before
+
+
+def test_a_registered_model_behind_a_server_that_is_down(command: Command, world: World, no_server: str):
+    error = command("sample", "models:/bcm-digits@champion").error
+    assert f"MLflow at {no_server}: " in error and "mlflow server" in error
+
+
+def test_a_store_that_does_not_know_the_run_is_named(command: Command, world: World):
+    edit_json(world.run / runs.RECORD, lambda entry: entry.update(mlflow_run="0" * 32))
+    for module in ("evaluate", "tune"):
+        error = command(module, str(world.run)).error
+        assert f"the run {'0' * 32} of {NAME} cannot be found" in error and world.mlflow in error
+
+
+# ---- training
+
+
+@pytest.fixture
+def train_in_session(command: Command, world: World, ray_session: None) -> Command:
+    """`pipelines.train` on the world's data, in a Ray that runs already."""
+
+    def main(argv: Sequence[str]) -> None:
+        train(parse(TrainOptions, argv[1:], "train", TrainOptions(config=recipe(argv[0]))))
+
+    def run(*arguments: str) -> Outcome:
+        return command(main, "digits-smoke", "--storage", str(world.runs), "--data", str(world.data), *arguments)
+
+    return run
+
+
+def new_runs(world: World) -> Iterable[str]:
+    return {path.name for path in world.runs.iterdir()} - {NAME}
+
+
+@pytest.mark.parametrize(("spoil", "said"), LISTED)
+def test_training_refuses_shards_that_are_not_whole(train_in_session: Command, world: World, spoil: Spoil, said: str):
+    spoil(world)
+    says_so(train_in_session(), said, world)
+    assert not new_runs(world)
+
+
+def test_training_refuses_what_cannot_work(train_in_session: Command, world: World, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    error = train_in_session("--storage", f"{tmp_path}/file/runs").error
+    assert f"cannot write to {tmp_path}/file/runs" in error and "choose another path" in error
+    error = train_in_session("--network.image-channels", "3").error
+    assert f"(8 px, 3 channels), but {world.data} holds digits (8 px, 1 channels)" in error
+    error = train_in_session("--dataset", "cifar10").error
+    assert "trains on cifar10" in error and "Give --data" in error
+    assert "network.classes is 7" in train_in_session("--network.classes", "7").error
+    error = train_in_session("--scaling.workers", "16").error
+    assert "16 workers" in error and "ask for fewer workers" in error
+    assert not new_runs(world)
+
+
+def test_training_refuses_to_resume_what_does_not_fit(train_in_session: Command, world: World):
+    assert f"did you mean '{NAME}'?" in train_in_session("--resume", NAME[:-1] + "x").error
+    error = train_in_session("--resume", NAME, "--network.width", "16").error
+    assert f"run {NAME} cannot be resumed with other options: network.width was 8, now 16" in error
+    edit_json(world.run / runs.RECORD, lambda entry: entry.update(mlflow_run="0" * 32))
+    assert f"the run {'0' * 32} cannot be continued" in train_in_session("--resume", NAME).error
+    edit_json(world.data / MANIFEST_NAME, lambda entry: entry["splits"].pop("test"))
+    assert "trained on another data set" in train_in_session("--resume", NAME).error
+
+
+def test_training_leaves_no_run_behind_where_mlflow_is_down(train_in_session: Command, world: World, no_server: str):
+    error = train_in_session().error
+    assert f"MLflow at {no_server}: " in error and "mlflow server" in error
+    assert not new_runs(world)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("spoil", "said"), READ)
+def test_training_stops_at_shards_that_cannot_be_read(train_in_session: Command, world: World, spoil: Spoil, said: str):
+    spoil(world)
+    outcome = train_in_session()
+    says_so(outcome, said, world)
+    for name in new_runs(world):
+        assert "has no finished checkpoint yet" in str(
+            pytest.raises(Exception, runs.latest_checkpoint, f"{world.runs}/{name}").value
+        )
+
+
+# ---- the real thing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("train digitz", "unknown recipe 'digitz': did you mean 'digits'?"),
+        ("evaluate nowhere", "no run and no finished checkpoint at {root}/nowhere"),
+    ],
+)
+def test_the_exit_code_is_2_and_the_message_is_all(tmp_path: Path, line: str, said: str):
+    module, *arguments = line.split()
+    done = subprocess.run(
+        [sys.executable, "-m", f"pipelines.{module}", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    outcome = Outcome(done.returncode, done.stdout, done.stderr)
+    assert outcome.error.startswith(said.format(root=tmp_path))
+    assert outcome.out == ""
+    assert tree(tmp_path) == set()

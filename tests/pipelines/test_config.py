@@ -1,0 +1,172 @@
+"""Configs survive storage whole, and what is wrong with one is said with the nearest right name."""
+
+import json
+import re
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bcm.types import BCMError
+from cluster.errors import ClusterError
+from data.errors import DataError
+from pipelines import config as config_module
+from pipelines.config import Config, ConfigError, flatten, nearest, parse
+from pipelines.recipes import RECIPES, recipe
+from pipelines.tracking import TrackingError
+from pipelines.train import TrainOptions
+
+
+@pytest.fixture
+def own_signals() -> Iterator[None]:
+    """Puts the handler of SIGTERM back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def stored(config: Config) -> dict[str, Any]:
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def options(name: str, *arguments: str) -> TrainOptions:
+    return parse(TrainOptions, arguments, "train", TrainOptions(config=recipe(name)))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_config_survives_json(name: str):
+    assert Config.from_dict(stored(recipe(name))) == recipe(name)
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong", "where", "meant"),
+    [
+        ((), "checkpoint_evry", "config", "checkpoint_every"),
+        (("train",), "batchsize", "config.train", "batch_size"),
+        (("network",), "chanel_mult", "config.network", "channel_mult"),
+        (("schedule",), "p_men", "config.schedule", "p_mean"),
+    ],
+)
+def test_an_unknown_key_names_its_place_and_the_nearest(path: tuple[str, ...], wrong: str, where: str, meant: str):
+    entry = stored(recipe("digits"))
+    inner = entry
+    for key in path:
+        inner = inner[key]
+    inner[wrong] = 1
+    with pytest.raises(ConfigError, match=f"^{where}: unknown key '{wrong}'; did you mean '{meant}'[?] Known: "):
+        Config.from_dict(entry)
+
+
+def test_a_missing_key_is_named():
+    entry = stored(recipe("digits"))
+    del entry["train"]["seed"]
+    with pytest.raises(ConfigError, match=r"^config.train: missing key 'seed'"):
+        Config.from_dict(entry)
+
+
+@pytest.mark.parametrize("part", ["train", "network", "schedule", "scaling"])
+def test_a_part_that_is_no_object_is_refused(part: str):
+    with pytest.raises(ConfigError, match=f"^config.{part}: .*object"):
+        Config.from_dict(stored(recipe("digits")) | {part: 3})
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [("train", "seed", "zero"), ("train", "batch_size", None), ("network", "width", "wide"), ("schedule", "s0", [])],
+)
+def test_a_value_of_another_kind_is_refused(part: str, key: str, value: object):
+    entry = stored(recipe("digits"))
+    entry[part][key] = value
+    with pytest.raises(ConfigError, match=f"^config.{part}: "):
+        Config.from_dict(entry)
+
+
+@pytest.mark.parametrize("workers", [3, 128])
+def test_a_batch_that_does_not_divide_is_refused(workers: int):
+    config = recipe("digits")
+    with pytest.raises(ConfigError, match=f"batch-size 64 does not divide among scaling.workers {workers}"):
+        replace(config, scaling=replace(config.scaling, workers=workers))
+
+
+@pytest.mark.parametrize("field", ["checkpoint_every", "log_every"])
+def test_intervals_are_positive(field: str):
+    with pytest.raises(ConfigError, match="at least 1"):
+        Config.from_dict(stored(recipe("digits")) | {field: 0})
+
+
+def test_flatten_joins_keys_with_dots():
+    assert flatten({"a": {"b": {"c": 1}, "d": (2, 3)}, "e": None}) == {"a.b.c": 1, "a.d": (2, 3), "e": None}
+
+
+def test_nearest_lists_all_and_guesses_only_what_is_near():
+    assert nearest("digitz", ["digits", "cifar10"]) == "did you mean 'digits'? Known: digits, cifar10."
+    assert nearest("zebra", ["digits", "cifar10"]) == "Known: digits, cifar10."
+
+
+def test_options_of_the_command_line_replace_those_of_the_recipe():
+    given = options(
+        "digits",
+        *("--train.batch-size", "128", "--network.channel-mult", "1", "2", "2", "--scaling.workers", "4"),
+        *("--schedule.pairs", "wide", "--log-every", "7", "--storage", "s3://bucket/runs", "--dry-run"),
+    )
+    before = recipe("digits")
+    assert given.config == replace(
+        before,
+        train=replace(before.train, batch_size=128),
+        network=replace(before.network, channel_mult=(1, 2, 2)),
+        schedule=replace(before.schedule, pairs="wide"),
+        scaling=replace(before.scaling, workers=4),
+        log_every=7,
+    )
+    assert (given.storage, given.data, given.resume, given.dry_run) == ("s3://bucket/runs", None, None, True)
+
+
+def test_without_options_a_recipe_is_itself():
+    assert options("cifar10-bcm").config == recipe("cifar10-bcm")
+
+
+def test_help_shows_every_option_with_the_recipes_default(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as left:
+        options("digits", "--help")
+    assert left.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for key in flatten(recipe("digits").to_dict()):
+        assert re.search(f"--{re.escape(key.replace('_', '-'))}[ ,]", shown), key
+    assert "(default: 0.002)" in shown
+
+
+@pytest.mark.parametrize("kind", [BCMError, ClusterError, ConfigError, DataError, TrackingError])
+def test_a_user_error_is_one_message_and_exit_code_2(
+    kind: type[Exception], capsys: pytest.CaptureFixture[str], own_signals: None
+):
+    def main(argv: object) -> None:
+        raise kind("the thing is wrong; mend it")
+
+    with pytest.raises(SystemExit) as left:
+        config_module.run_command(main)
+    assert left.value.code == 2
+    assert capsys.readouterr() == ("", "error: the thing is wrong; mend it\n")
+
+
+def test_a_bug_keeps_its_traceback(own_signals: None):
+    def main(argv: object) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        config_module.run_command(main)
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_signals_unwind_and_end_with_130(sign: signal.Signals, capsys: pytest.CaptureFixture[str], own_signals: None):
+    def main(argv: object) -> None:
+        try:
+            signal.raise_signal(sign)
+        finally:
+            print("cleaned up")
+
+    with pytest.raises(SystemExit) as left:
+        config_module.run_command(main)
+    assert left.value.code == 130
+    assert capsys.readouterr() == ("cleaned up\n", "stopped.\n")

@@ -1,0 +1,98 @@
+"""The quickstart as a new user runs it, on a recipe that only shows that every part works."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = [sys.executable, "-m", "pipelines.quickstart", "--recipe", "digits-smoke", "--tune-seconds", "1"]
+MEMORY = 6 * 2**30
+
+
+def start(cwd: Path) -> subprocess.Popen[str]:
+    env = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
+    env |= {"PYTHONPATH": str(ROOT), "BCM_CACHE_DIR": str(cwd / "cache")}
+    log = (cwd / "log.txt").open("a")
+    return subprocess.Popen([*COMMAND, "--samples", "100"], cwd=cwd, env=env, stdout=log, stderr=log, text=True)
+
+
+def memory(process: psutil.Process) -> int:
+    """Resident memory of a process and all it started, shared pages counted once as Linux' PSS does."""
+    total = 0
+    for each in [process, *process.children(recursive=True)]:
+        try:
+            total += each.memory_full_info().pss
+        except psutil.Error:
+            continue
+    return total
+
+
+def left(processes: set[psutil.Process]) -> list[str]:
+    return [p.name() for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def watch(process: subprocess.Popen[str], started: set[psutil.Process]) -> int:
+    """Note the processes of a run and its memory, now."""
+    try:
+        parent = psutil.Process(process.pid)
+        started |= set(parent.children(recursive=True))
+        return memory(parent)
+    except psutil.Error:
+        return 0
+
+
+def training(started: set[psutil.Process]) -> bool:
+    for process in started:
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                return True
+        except psutil.Error:
+            continue
+    return False
+
+
+def test_two_quickstarts_are_two_runs_and_leave_no_process(tmp_path: Path):
+    for number in (1, 2):
+        process, started, peak = start(tmp_path), set(), 0
+        while process.poll() is None:
+            peak = max(peak, watch(process, started))
+            time.sleep(0.5)
+        log = (tmp_path / "log.txt").read_text()
+        assert process.returncode == 0, log[-3000:]
+        assert log.count("quickstart passed in") == number
+        assert 0 < peak < MEMORY
+        assert not left(started)
+        assert len(list((tmp_path / "runs").glob("*/run.json"))) == number
+
+    picture = Image.open(tmp_path / "runs" / "quickstart.png")
+    assert picture.width > 600 and picture.height > 300
+    client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    assert len(client.search_model_versions("name='bcm-digits'")) == 2
+    assert client.get_model_version_by_alias("bcm-digits", "champion").version in ("1", "2")
+    for shown in ("mlflow ui", "pipelines.sample models:/bcm-digits@champion", "labels kept", "invert-2"):
+        assert shown in log
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_it_leaves_no_process(tmp_path: Path, sign: signal.Signals):
+    process, started = start(tmp_path), set()
+    until = time.monotonic() + 240
+    while not training(started):
+        assert process.poll() is None and time.monotonic() < until, (tmp_path / "log.txt").read_text()[-3000:]
+        watch(process, started)
+        time.sleep(0.3)
+    process.send_signal(sign)
+    assert process.wait(timeout=120) == 130
+    assert "Traceback" not in (tmp_path / "log.txt").read_text()
+    time.sleep(1)
+    assert not left(started)

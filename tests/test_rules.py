@@ -1,0 +1,147 @@
+"""Rules of the design that no other tool checks."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from pipelines.recipes import RECIPES
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("bcm", "cluster", "data", "pipelines")
+LONGEST_FUNCTION = 60
+LONGEST_FILE = 420
+FOREIGN = ("ray", "mlflow", "webdataset", "fsspec", "tyro")
+"""What `import bcm` must not load."""
+UNPICKLERS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
+UNPICKLING_ALLOWED = Path("data/sources/cifar10.py")
+"""The official archive is a pickle; its reader checks the MD5 and admits three numpy names."""
+
+
+@cache
+def sources(*packages: str) -> list[tuple[Path, str, ast.Module]]:
+    """Relative path, text and syntax tree of every Python file, by default of packages, tests and benchmarks."""
+    folders = packages or (*PACKAGES, "tests", "benchmarks")
+    paths = sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    return [(path.relative_to(ROOT), path.read_text(), ast.parse(path.read_text())) for path in paths]
+
+
+def nodes(*packages: str) -> Iterator[tuple[str, ast.AST]]:
+    for path, _, tree in sources(*packages):
+        for node in ast.walk(tree):
+            yield f"{path}:{getattr(node, 'lineno', 0)}", node
+
+
+def run(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(cwd)}
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def test_importing_all_of_bcm_loads_no_framework():
+    code = (
+        "import importlib, json, pkgutil, sys, bcm\n"
+        "names = [module.name for module in pkgutil.walk_packages(bcm.__path__, 'bcm.')]\n"
+        "for name in names: importlib.import_module(name)\n"
+        f"print(json.dumps([names, [name for name in {FOREIGN} if name in sys.modules]]))"
+    )
+    done = run(code, ROOT)
+    assert done.returncode == 0, done.stderr
+    names, loaded = json.loads(done.stdout)
+    assert {"bcm.training", "bcm.networks.ncsnpp"} <= set(names)
+    assert loaded == []
+
+
+@pytest.mark.slow
+def test_bcm_passes_its_tests_with_the_other_packages_removed(tmp_path: Path):
+    for folder in ("bcm", "tests/bcm"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("tests/conftest.py", "tests/oracle.py", "pyproject.toml"):
+        shutil.copy(ROOT / file, tmp_path / file)
+    # An editable install would find the removed packages in the checkout: None forbids their import.
+    forbidden = ("cluster", "data", "pipelines", *FOREIGN)
+    options = ["tests/bcm", "-m", "not slow", "-x", "-q", "-p", "no:cacheprovider"]
+    code = f"import pytest, sys\nsys.modules |= dict.fromkeys({forbidden})\nsys.exit(pytest.main({options}))"
+    done = run(code, tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert re.search(r"\d+ passed", done.stdout)
+
+
+def test_nothing_is_unpickled():
+    found: list[str] = []
+    for place, node in nodes(*PACKAGES, "benchmarks"):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        if {name.split(".")[0] for name in names} & UNPICKLERS and not place.startswith(str(UNPICKLING_ALLOWED)):
+            found.append(f"{place} imports {', '.join(names)}")
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
+            found.append(f"{place} allows pickles")
+    found += [f"{place} calls torch.load" for place, node in nodes() if is_torch_load(node)]
+    assert found == []
+
+
+def is_torch_load(node: ast.AST) -> bool:
+    imported = isinstance(node, ast.ImportFrom) and node.module == "torch" and "load" in [a.name for a in node.names]
+    return imported or (isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load")
+
+
+def test_no_bare_except():
+    assert [place for place, node in nodes() if isinstance(node, ast.ExceptHandler) and node.type is None] == []
+
+
+def test_no_path_of_anybodys_machine():
+    # The cluster file is left out: its paths are those of Ray's container image.
+    files = [path for path, _, _ in sources()] + [path.relative_to(ROOT) for path in (ROOT / "docs").rglob("*.md")]
+    files += [path.relative_to(ROOT) for path in ROOT.glob("*") if path.suffix in (".md", ".toml")]
+    files += [Path("Makefile"), Path(".ci/run"), Path("requirements.lock")]
+    personal = re.compile("/(?:" + "home|root|Users" + ")/")
+    assert [str(path) for path in files if personal.search((ROOT / path).read_text())] == []
+
+
+def test_functions_and_files_stay_short():
+    long = [
+        f"{place} {node.name} has {length} lines"
+        for place, node in nodes()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (length := (node.end_lineno or 0) - node.lineno + 1) > LONGEST_FUNCTION
+    ]
+    long += [f"{path} has {length} lines" for path, text, _ in sources() if (length := text.count("\n")) > LONGEST_FILE]
+    assert long == []
+
+
+def test_every_public_module_has_a_docstring():
+    public = [(path, tree) for path, _, tree in sources(*PACKAGES) if not path.name.startswith("_")]
+    public += [(path, tree) for path, _, tree in sources(*PACKAGES) if path.name == "__init__.py"]
+    assert len(public) > 40
+    assert [str(path) for path, tree in public if not ast.get_docstring(tree)] == []
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_says_what_to_expect_and_how_to_run_it(name: str):
+    text = RECIPES[name].__doc__ or ""
+    assert "Expected" in text
+    assert re.search(rf"^ *Command: python -m pipelines\.\w+ {re.escape(name)}\b", text, re.MULTILINE)
+
+
+def test_the_documents_name_only_commands_and_files_that_exist():
+    wrong: list[str] = []
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "ray_cluster.yaml"):
+        text = path.read_text()
+        for module in re.findall(r"python -m ((?:pipelines|cluster|benchmarks)\.\w+)", text):
+            placeholder = module.rpartition(".")[2].isupper()
+            if not placeholder and not (ROOT / Path(*module.split("."))).with_suffix(".py").is_file():
+                wrong.append(f"{path.name}: python -m {module}")
+        for target in re.findall(r"`make ([\w-]+)", text):
+            if not re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE):
+                wrong.append(f"{path.name}: make {target}")
+        for link in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
+            if not (path.parent / link).exists():
+                wrong.append(f"{path.name}: {link}")
+    assert wrong == []
