@@ -50,8 +50,10 @@ def train(options: TrainOptions) -> runs.Run:
     config = options.config
     run_storage = storage.absolute(options.storage)
     if IN_JOB in os.environ and run_storage != options.storage:
-        raise ConfigError(f"--storage {options.storage} lies in the job's working directory, which is thrown away. "
-                          "Give a URL, such as s3://BUCKET/runs, or an absolute path that all nodes share.")
+        raise ConfigError(
+            f"--storage {options.storage} lies in the job's working directory, which is thrown away. "
+            "Give a URL, such as s3://BUCKET/runs, or an absolute path that all nodes share."
+        )
     data = storage.absolute(options.data or storage.join(run_storage, "data", config.dataset))
     manifest = load_manifest(data)
     _check_data(config, manifest, data)

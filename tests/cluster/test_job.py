@@ -2,15 +2,17 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from servers import S3Server, free_port, s3_server
 
 from cluster import submit
 from cluster.errors import ClusterError
-from cluster.local import LocalCluster
+from cluster.local import LocalCluster, session
 
 BIN = Path(sys.executable).parent
 
@@ -148,3 +150,21 @@ def test_an_address_that_is_no_url_is_refused(code: Path, address: str) -> None:
 def test_a_server_that_is_no_job_server_is_named(code: Path, store: tuple[Path, S3Server]) -> None:
     with pytest.raises(ClusterError, match="not a Ray job server"):
         submit.submit(store[1].endpoint, ["python", "fail.py"], working_dir=code, env_vars={})
+
+
+@pytest.mark.slow
+def test_a_killed_node_is_gone_and_its_processes_too(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    before = set(psutil.Process().children(recursive=True))
+    node = cluster.add_node()
+    started = set(psutil.Process().children(recursive=True)) - before
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    with session():
+        assert sum(each["Alive"] for each in ray.nodes()) == 3
+        cluster.kill_node(node)
+        assert started and not [process for process in started if process.is_running()]
+        deadline = time.monotonic() + 30
+        while sum(each["Alive"] for each in ray.nodes()) == 3 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert sum(each["Alive"] for each in ray.nodes()) == 2

@@ -134,7 +134,7 @@ def test_a_signal_ends_a_private_ray_and_all_its_processes(sign: signal.Signals,
 
 
 @pytest.mark.slow
-def test_a_driver_that_is_killed_takes_its_workers_along() -> None:
+def test_a_driver_that_is_killed_takes_its_workers_along(short: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE, text=True, env=plain()) as driver:
         assert driver.stdout is not None
         assert driver.stdout.readline() == "ready\n"

@@ -61,38 +61,35 @@ def training(started: set[psutil.Process]) -> bool:
     return False
 
 
-def test_two_quickstarts_are_two_runs_and_leave_no_process(tmp_path: Path):
-    for number in (1, 2):
-        process, started, peak = start(tmp_path), set(), 0
-        while process.poll() is None:
-            peak = max(peak, watch(process, started))
-            time.sleep(0.5)
-        log = (tmp_path / "log.txt").read_text()
-        assert process.returncode == 0, log[-3000:]
-        assert log.count("quickstart passed in") == number
-        assert 0 < peak < MEMORY
-        assert not left(started)
-        assert len(list((tmp_path / "runs").glob("*/run.json"))) == number
-
-    picture = Image.open(tmp_path / "runs" / "quickstart.png")
-    assert picture.width > 600 and picture.height > 300
-    client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
-    assert len(client.search_model_versions("name='bcm-digits'")) == 2
-    assert client.get_model_version_by_alias("bcm-digits", "champion").version in ("1", "2")
-    for shown in ("mlflow ui", "pipelines.sample models:/bcm-digits@champion", "labels kept", "invert-2"):
-        assert shown in log
-
-
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_stopping_it_leaves_no_process(tmp_path: Path, sign: signal.Signals):
+def test_stopped_it_leaves_no_process_and_run_again_it_is_a_new_run(tmp_path: Path):
     process, started = start(tmp_path), set()
     until = time.monotonic() + 240
     while not training(started):
         assert process.poll() is None and time.monotonic() < until, (tmp_path / "log.txt").read_text()[-3000:]
         watch(process, started)
         time.sleep(0.3)
-    process.send_signal(sign)
+    process.send_signal(signal.SIGINT)
     assert process.wait(timeout=120) == 130
     assert "Traceback" not in (tmp_path / "log.txt").read_text()
     time.sleep(1)
     assert not left(started)
+    (stopped,) = (tmp_path / "runs").glob("*/run.json")
+
+    process, started, peak = start(tmp_path), set(), 0
+    while process.poll() is None:
+        peak = max(peak, watch(process, started))
+        time.sleep(0.5)
+    log = (tmp_path / "log.txt").read_text()
+    assert process.returncode == 0, log[-3000:]
+    assert log.count("quickstart passed in") == 1
+    assert 0 < peak < MEMORY
+    assert not left(started)
+    assert len(list((tmp_path / "runs").glob("*/run.json"))) == 2
+    assert not list(stopped.parent.glob("checkpoint_*/checkpoint.json"))
+
+    picture = Image.open(tmp_path / "runs" / "quickstart.png")
+    assert picture.width > 600 and picture.height > 300
+    client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    assert client.get_model_version_by_alias("bcm-digits", "champion").version == "1"
+    for shown in ("mlflow ui", "pipelines.sample models:/bcm-digits@champion", "labels kept", "invert-2"):
+        assert shown in log
