@@ -150,7 +150,8 @@ def _load_weights(directory: Path, index: dict[str, Any], name: str, module: nn.
     try:
         module.load_state_dict(_read(directory, index, name))
     except RuntimeError as error:
-        raise BCMError(f"{directory / name}.safetensors does not fit the network: {error}") from error
+        first = " ".join(str(error).split())[:300]
+        raise BCMError(f"{directory / name}.safetensors does not fit the network: {first} ...") from error
 
 
 def _sha256(path: Path) -> str:

@@ -137,5 +137,8 @@ def _from_dict(kind: type[T], entry: Mapping[str, Any], where: str) -> T:
         raise ConfigError(f"{where}: a value is of the wrong kind ({error}).") from error
 
 
+Positional = Annotated[str, tyro.conf.Positional]
+"""An argument that is given without a name."""
+
 ConfigOptions = Annotated[Config, tyro.conf.arg(name="")]
 """A `Config` whose options stand at the top level of a command line: --train.seed, not --config.train.seed."""

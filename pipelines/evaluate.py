@@ -2,9 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
-
-import tyro
 
 from bcm.inference import Toolkit
 from bcm.timesteps import TimeSteps, from_dict, to_dict
@@ -14,7 +11,7 @@ from data.cache import cached_split, default_cache_dir
 from data.manifest import Manifest
 from data.shards import check_shards, load_manifest
 from pipelines import models, runs, scoring, tracking
-from pipelines.config import ConfigError, parse, run_command
+from pipelines.config import ConfigError, Positional, parse, run_command
 
 SCORES = "scores.json"
 
@@ -23,7 +20,7 @@ SCORES = "scores.json"
 class EvaluateOptions:
     """Measure a model: pixel Frechet distance of its samples, and error and kept labels of its reconstructions."""
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Positional
     """models:/NAME@ALIAS, or the URL of a run or checkpoint."""
     data: str | None = None
     """URL of the shards; by default those the run was trained on."""

@@ -3,12 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from pipelines import models, pictures
-from pipelines.config import ConfigError, parse, run_command
+from pipelines.config import ConfigError, Positional, parse, run_command
 from pipelines.evaluate import data_of
 from pipelines.sample import generated, inverted, test_images
 
@@ -17,7 +14,7 @@ from pipelines.sample import generated, inverted, test_images
 class PictureOptions:
     """Draw samples at every NFE, and held-out images with their noise and reconstructions."""
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Positional
     """models:/NAME@ALIAS, or the URL of a run or checkpoint."""
     data: str | None = None
     """URL of the shards; by default those the run was trained on."""

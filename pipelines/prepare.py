@@ -2,22 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
-
-import tyro
 
 from data import storage
 from data.catalog import facts
 from data.manifest import Manifest
 from data.sources import prepare
-from pipelines.config import parse, run_command
+from pipelines.config import Positional, parse, run_command
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareOptions:
     """Write a data set as WebDataset shards and a manifest, to any storage URL."""
 
-    name: Annotated[str, tyro.conf.Positional]
+    name: Positional
     """Name of the data set: digits or cifar10."""
     to: str | None = None
     """URL of the folder to write; by default runs/data/NAME."""

@@ -18,7 +18,7 @@ from pipelines.evaluate import table as score_table
 from pipelines.prepare import describe
 from pipelines.recipes import recipe
 from pipelines.register import RegisterOptions, register
-from pipelines.train import TrainOptions, train
+from pipelines.train import TrainOptions, plan, start
 from pipelines.tune import TuneOptions, tune_model
 from pipelines.tune import table as tune_table
 
@@ -57,11 +57,12 @@ def quickstart(options: QuickstartOptions) -> None:
     data = storage.join(root, "data", "digits")
     with stage("1/7 prepare: real 8x8 digits into WebDataset shards"):
         print(describe(prepare("digits", None, data), data))
+    config = recipe(options.recipe)
+    config = replace(config, train=replace(config.train, seed=options.seed))
+    training = plan(TrainOptions(config=config, storage=root, data=data))
     with local.session(worker_logs=False):
-        config = recipe(options.recipe)
-        config = replace(config, train=replace(config.train, seed=options.seed))
         with stage(f"2/7 train: {config.train.iterations} steps from scratch on {config.scaling.workers} DDP workers"):
-            run = train(TrainOptions(config=config, storage=root, data=data))
+            run = start(training)
         with stage(f"3/7 tune: search time steps for {options.tune_seconds:.0f} s each"):
             found = tune_model(TuneOptions(model=run.url, seconds=options.tune_seconds))
             print(tune_table(found))

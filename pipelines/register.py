@@ -2,14 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
-
-import tyro
 
 from bcm.timesteps import TimeSteps
 from data import storage
 from pipelines import models, registry, runs, tracking
-from pipelines.config import parse, run_command
+from pipelines.config import Positional, parse, run_command
 from pipelines.evaluate import stored_scores
 from pipelines.registry import Registered
 
@@ -18,7 +15,7 @@ from pipelines.registry import Registered
 class RegisterOptions:
     """Register the model of an evaluated run; it becomes the champion if its scores are better."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Positional
     """URL of the run."""
     name: str | None = None
     """Name of the registered model; by default bcm-DATASET."""

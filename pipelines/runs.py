@@ -14,10 +14,12 @@ from bcm.checkpoint import INDEX
 from bcm.types import BCMError
 from cluster.runtime_env import SHA_VARIABLE, git_sha
 from data import storage
+from data.errors import DataError
 from pipelines.config import Config, ConfigError, flatten, nearest
 
 RECORD = "run.json"
 CHECKPOINT_PREFIX = "checkpoint_"
+RAY_RECORD = "checkpoint_manager_snapshot.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +110,41 @@ def checkpoint_name(k: int) -> str:
     return f"{CHECKPOINT_PREFIX}{k:09d}"
 
 
+def committed(run_url: str) -> list[str] | None:
+    """Names of the checkpoints, oldest first, that Ray Train's own record says were stored whole.
+
+    None if there is no such record, or it cannot be read (a kill can cut it), or it names a checkpoint that is gone.
+    """
+    path = storage.join(run_url, RAY_RECORD)
+    if not storage.exists(path):
+        return None
+    try:
+        results = storage.read_json(path)["checkpoint_results"]
+        names = sorted(str(result["checkpoint_dir_name"]) for result in results)
+    except (DataError, KeyError, TypeError):
+        return None
+    return names if all(storage.exists(storage.join(run_url, name, INDEX)) for name in names) else None
+
+
+def checkpoints(run_url: str) -> list[str]:
+    """Names of a run's checkpoints, oldest first: those in Ray's record, or without it those with an index."""
+    if (recorded := committed(run_url)) is not None:
+        return recorded
+    names = sorted(name for name in storage.list_names(run_url) if name.startswith(CHECKPOINT_PREFIX))
+    return [name for name in names if storage.exists(storage.join(run_url, name, INDEX))]
+
+
+def forget_damaged_record(run_url: str) -> None:
+    """Remove a record of Ray Train's that it could not start from."""
+    path = storage.join(run_url, RAY_RECORD)
+    if committed(run_url) is None and storage.exists(path):
+        storage.remove(path)
+
+
 def latest_checkpoint(run_url: str) -> str:
     """URL of the newest finished checkpoint of a run."""
-    names = sorted((name for name in storage.list_names(run_url) if name.startswith(CHECKPOINT_PREFIX)), reverse=True)
-    for name in names:
-        if storage.exists(storage.join(run_url, name, INDEX)):
-            return storage.join(run_url, name)
+    if names := checkpoints(run_url):
+        return storage.join(run_url, names[-1])
     raise ConfigError(f"run {run_url} has no finished checkpoint yet: train it on, with --resume.")
 
 

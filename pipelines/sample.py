@@ -3,17 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-import tyro
 
 from bcm import inference
 from bcm.inference import Toolkit, choose
 from bcm.types import Images, from_uint8
 from data.cache import cached_split, default_cache_dir
 from pipelines import models, pictures
-from pipelines.config import ConfigError, parse, run_command
+from pipelines.config import ConfigError, Positional, parse, run_command
 from pipelines.evaluate import data_of, fitting_manifest
 from pipelines.pictures import Row
 
@@ -22,7 +21,7 @@ from pipelines.pictures import Row
 class SampleOptions:
     """Draw new images, or held-out images with their noise and their reconstructions."""
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Positional
     """models:/NAME@ALIAS, or the URL of a run or checkpoint."""
     task: Literal["generate", "invert"] = "generate"
     """generate new images, or invert real ones and reconstruct them."""

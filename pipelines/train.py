@@ -9,11 +9,15 @@ from typing import Any
 
 import torch
 
+from bcm.checkpoint import load_checkpoint
 from bcm.networks import build_network
+from bcm.precond import BCM
 from bcm.schedule import discretization
+from bcm.training import TrainState
 from cluster import local, scaling
 from data import storage
-from data.cache import CACHE_VARIABLE
+from data.cache import CACHE_VARIABLE, cached_split, default_cache_dir
+from data.errors import DataError
 from data.manifest import Manifest
 from data.shards import check_shards, load_manifest
 from pipelines import runs, tracking
@@ -21,7 +25,6 @@ from pipelines.config import Config, ConfigError, ConfigOptions, parse, run_comm
 from pipelines.progress import Board, shown
 from pipelines.recipes import RECIPES, recipe
 from pipelines.worker import Job, train_worker
-
 
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the driver of a submitted job."""
@@ -45,8 +48,20 @@ class TrainOptions:
     """Print the config, the stages and the size of the network, and start nothing."""
 
 
-def train(options: TrainOptions) -> runs.Run:
-    """Run a training to its end; must stand in a `cluster.local.session`."""
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A training whose every foreseeable obstacle has been looked for, and which has left no trace yet."""
+
+    options: TrainOptions
+    storage: str
+    data: str
+    manifest: Manifest
+    uri: str
+    resumed: runs.Run | None
+
+
+def plan(options: TrainOptions) -> Plan:
+    """Check data, storage, MLflow and the run to resume; needs no Ray."""
     config = options.config
     run_storage = storage.absolute(options.storage)
     if IN_JOB in os.environ and run_storage != options.storage:
@@ -58,13 +73,31 @@ def train(options: TrainOptions) -> runs.Run:
     manifest = load_manifest(data)
     _check_data(config, manifest, data)
     check_shards(data, manifest)
+    if not _elsewhere():
+        cached_split(data, manifest, "train", default_cache_dir())
+    resumed = None if options.resume is None else _resumed(options.resume, config, run_storage, data, manifest)
     storage.check_writable(run_storage)
-    scaling.check_resources(config.scaling)
     uri = tracking.resolve_uri("runs")
-    _check_tracking(uri)
-    run = _new_run(options, run_storage, data, manifest, uri)
-    print(f"run {run.url}\nMLflow run {run.mlflow_run} at {tracking.redacted(uri)}", flush=True)
-    job = Job(config=config, run=run, manifest=manifest, tracking_uri=uri, board=Board())
+    tracking.connect(uri)
+    return Plan(options=options, storage=run_storage, data=data, manifest=manifest, uri=uri, resumed=resumed)
+
+
+def start(plan: Plan) -> runs.Run:
+    """Run a planned training to its end; must stand in a `cluster.local.session`."""
+    config = plan.options.config
+    scaling.check_resources(config.scaling)
+    _check_tracking(plan.uri)
+    fallback = None
+    if plan.resumed:
+        run = plan.resumed
+        tracking.continue_run(plan.uri, run.mlflow_run)
+        runs.forget_damaged_record(run.url)
+        if runs.checkpoints(run.url):
+            fallback = runs.latest_checkpoint(run.url)
+    else:
+        run = _new_run(plan)
+    print(f"run {run.url}\nMLflow run {run.mlflow_run} at {tracking.redacted(plan.uri)}", flush=True)
+    job = Job(config=config, run=run, manifest=plan.manifest, tracking_uri=plan.uri, board=Board(), fallback=fallback)
     ending = "FAILED"
     try:
         _fit(job)
@@ -73,8 +106,18 @@ def train(options: TrainOptions) -> runs.Run:
         ending = "KILLED"
         raise
     finally:
-        _finish(uri, run, ending)
+        _finish(plan.uri, run, ending)
     return run
+
+
+def train(options: TrainOptions) -> runs.Run:
+    """Plan and run a training; must stand in a `cluster.local.session`."""
+    return start(plan(options))
+
+
+def _elsewhere() -> bool:
+    """Whether the workers will run on a cluster, not on this machine alone."""
+    return bool({IN_JOB, "RAY_ADDRESS"} & os.environ.keys())
 
 
 def _check_data(config: Config, manifest: Manifest, data: str) -> None:
@@ -101,28 +144,37 @@ def _check_tracking(uri: str) -> None:
         )
 
 
-def _new_run(options: TrainOptions, run_storage: str, data: str, manifest: Manifest, uri: str) -> runs.Run:
-    """The record of the run: a new one, or that of the run to resume."""
-    config = options.config
-    if options.resume:
-        run = runs.read_run(storage.join(run_storage, options.resume))
-        runs.check_same(run, config, manifest.sha256)
-        tracking.continue_run(uri, run.mlflow_run)
-        return replace(run, storage=run_storage, data=data)
+def _resumed(name: str, config: Config, run_storage: str, data: str, manifest: Manifest) -> runs.Run:
+    """The record of the run to resume, whose newest checkpoint has been read to its last byte."""
+    run = runs.read_run(storage.join(run_storage, name))
+    runs.check_same(run, config, manifest.sha256)
+    if runs.checkpoints(run.url):
+        with runs.local_checkpoint(run.url) as directory:
+            load_checkpoint(directory, TrainState(BCM(build_network(config.network)), config.train), config.network)
+    return replace(run, storage=run_storage, data=data)
+
+
+def _new_run(plan: Plan) -> runs.Run:
+    """The record of a new run, in MLflow and in storage."""
+    config, digest = plan.options.config, plan.manifest.sha256
     name, code = runs.new_name(config.recipe), runs.code_version()
-    tags = {"code": code, "manifest_sha256": manifest.sha256, "run": name, "recipe": config.recipe}
-    params = {**runs.describe(config), "data": data, "storage": run_storage}
-    run_id = tracking.start_run(uri, experiment=options.experiment, name=name, params=params, tags=tags)
+    tags = {"code": code, "manifest_sha256": digest, "run": name, "recipe": config.recipe}
+    params = {**runs.describe(config), "data": plan.data, "storage": plan.storage}
+    run_id = tracking.start_run(plan.uri, experiment=plan.options.experiment, name=name, params=params, tags=tags)
     run = runs.Run(
         name=name,
-        storage=run_storage,
-        data=data,
-        manifest_sha256=manifest.sha256,
+        storage=plan.storage,
+        data=plan.data,
+        manifest_sha256=digest,
         mlflow_run=run_id,
         code=code,
         config=config.to_dict(),
     )
-    runs.write_run(run)
+    try:
+        runs.write_run(run)
+    except DataError:
+        tracking.finish_run(plan.uri, run_id, "FAILED")
+        raise
     return run
 
 
@@ -176,12 +228,15 @@ def main(argv: Sequence[str]) -> None:
         print("usage: python -m pipelines.train RECIPE [options]; RECIPE --help lists the options.\n\nRecipes:")
         print("\n".join(f"  {name:20s} {(make.__doc__ or '').splitlines()[0]}" for name, make in RECIPES.items()))
         return
+    if argv[0].startswith("-"):
+        raise ConfigError(f"the recipe comes before {argv[0]}: python -m pipelines.train RECIPE [options].")
     options = parse(TrainOptions, argv[1:], f"train {argv[0]}", TrainOptions(config=recipe(argv[0])))
     if options.dry_run:
         print(describe(options.config))
         return
-    with local.session():
-        run = train(options)
+    planned = plan(options)
+    with local.session(worker_logs=_elsewhere()):
+        run = start(planned)
     print(f"done: {run.url}")
 
 

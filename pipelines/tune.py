@@ -6,9 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from bcm.inference import Toolkit, choose
 from bcm.timesteps import PAPER_CIFAR10, TimeSteps, to_dict
@@ -16,7 +14,7 @@ from cluster import local
 from data import storage
 from data.cache import cached_split, default_cache_dir
 from pipelines import models, runs, tracking
-from pipelines.config import ConfigError, nearest, parse, run_command
+from pipelines.config import ConfigError, Positional, nearest, parse, run_command
 from pipelines.evaluate import check_tracked, fitting_manifest
 from pipelines.scoring import images_of, moments_of
 from pipelines.search import FRESH_SEEDS, Trials, decode, encode, score, space, trial
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
 class TuneOptions:
     """Search time steps on a frozen model: sampling by Frechet distance, inversion by reconstruction error."""
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Positional
     """URL of the run whose model is searched on; the time steps found are stored with it."""
     targets: tuple[str, ...] = ("sample-2", "sample-3", "invert-2")
     """What to search, by task and NFE."""

@@ -33,6 +33,8 @@ class Job:
     manifest: Manifest
     tracking_uri: str
     board: Board
+    fallback: str | None
+    """URL of the checkpoint to go on from when Ray has none: its record of an interrupted run can be lost."""
 
 
 def train_worker(entry: dict[str, Job]) -> None:
@@ -49,7 +51,7 @@ def train_worker(entry: dict[str, Job]) -> None:
         loader = Loader(
             cached=cached, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size, flip=job.manifest.flip
         )
-        state, unsent = _initial_state(config)
+        state, unsent = _initial_state(config, job.fallback)
         reporter = Reporter(job, unsent) if rank == 0 else None
         batches = loader.batches(state.k * batch_size)
         for metrics in fit(state, _metered(batches, reporter), config.train, config.schedule, rank):
@@ -71,22 +73,36 @@ def _final_errors(board: Board) -> Iterator[bool]:
         raise
 
 
-def _initial_state(config: Config) -> tuple[TrainState, list[Point]]:
+def _initial_state(config: Config, fallback: str | None) -> tuple[TrainState, list[Point]]:
     """The state to train on from: that of the last checkpoint, or a fresh one; and metrics not yet in MLflow."""
-    import ray.train
     from ray.train.torch import get_device, prepare_model
 
     torch.manual_seed(config.train.seed)
     model = BCM(build_network(config.network)).to(get_device())
     state = TrainState(model, config.train, conditional=config.network.classes > 0)
     unsent: list[Point] = []
-    if checkpoint := ray.train.get_checkpoint():
-        with checkpoint.as_directory() as directory:
-            info = load_checkpoint(Path(directory), state, config.network)
-        unsent = [Point.from_dict(point) for point in info.extra["unsent"]]
+    with _last_checkpoint(fallback) as directory:
+        if directory:
+            info = load_checkpoint(directory, state, config.network)
+            unsent = [Point.from_dict(point) for point in info.extra["unsent"]]
     options = {"forward_sync_buffers": False, "gradient_as_bucket_view": True}
     state.loss = prepare_model(state.loss, move_to_device=False, parallel_strategy_kwargs=options)
     return state, unsent
+
+
+@contextmanager
+def _last_checkpoint(fallback: str | None) -> Iterator[Path | None]:
+    """A local copy of the checkpoint to go on from: the newest that Ray knows, else `fallback`, if any."""
+    import ray.train
+
+    if checkpoint := ray.train.get_checkpoint():
+        with checkpoint.as_directory() as directory:
+            yield Path(directory)
+    elif fallback:
+        with runs.local_checkpoint(fallback) as directory:
+            yield directory
+    else:
+        yield None
 
 
 class Reporter:

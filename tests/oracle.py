@@ -5,7 +5,6 @@ For data N(0, s^2 I) the probability-flow ODE has the solution x_u = x_t sqrt((u
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from bcm.types import like_images

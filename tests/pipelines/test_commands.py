@@ -20,7 +20,7 @@ from bcm.inference import SCHEDULES
 from data.manifest import MANIFEST_NAME
 from data.shards import Sample, load_manifest, write_manifest, write_split
 from pipelines import models, runs, tracking
-from pipelines.config import ConfigError, parse
+from pipelines.config import parse
 from pipelines.evaluate import SCORES
 from pipelines.recipes import recipe
 from pipelines.train import TrainOptions, train
@@ -399,8 +399,19 @@ def test_a_store_that_does_not_know_the_run_is_named(command: Command, world: Wo
 
 
 @pytest.fixture
+def train_digits(command: Command, world: World) -> Command:
+    """`pipelines.train digits-smoke` on the world's data, as typed; what it finds wrong it finds before Ray starts."""
+
+    def run(*arguments: str) -> Outcome:
+        place = ("--storage", str(world.runs), "--data", str(world.data))
+        return command("train", "digits-smoke", *place, *arguments)
+
+    return run
+
+
+@pytest.fixture
 def train_in_session(command: Command, world: World, ray_session: None) -> Command:
-    """`pipelines.train` on the world's data, in a Ray that runs already."""
+    """The same in a Ray that runs already."""
 
     def main(argv: Sequence[str]) -> None:
         train(parse(TrainOptions, argv[1:], "train", TrainOptions(config=recipe(argv[0]))))
@@ -415,51 +426,67 @@ def new_runs(world: World) -> Iterable[str]:
     return {path.name for path in world.runs.iterdir()} - {NAME}
 
 
-@pytest.mark.parametrize(("spoil", "said"), LISTED)
-def test_training_refuses_shards_that_are_not_whole(train_in_session: Command, world: World, spoil: Spoil, said: str):
+@pytest.mark.parametrize(("spoil", "said"), LISTED + READ)
+def test_training_refuses_shards_that_are_not_whole(train_digits: Command, world: World, spoil: Spoil, said: str):
     spoil(world)
-    says_so(train_in_session(), said, world)
+    says_so(train_digits(), said, world)
     assert not new_runs(world)
 
 
-def test_training_refuses_what_cannot_work(train_in_session: Command, world: World, tmp_path: Path):
+def test_training_refuses_what_cannot_work(train_digits: Command, world: World, tmp_path: Path):
     (tmp_path / "file").write_text("")
-    error = train_in_session("--storage", f"{tmp_path}/file/runs").error
+    error = train_digits("--storage", f"{tmp_path}/file/runs").error
     assert f"cannot write to {tmp_path}/file/runs" in error and "choose another path" in error
-    error = train_in_session("--network.image-channels", "3").error
+    error = train_digits("--network.image-channels", "3").error
     assert f"(8 px, 3 channels), but {world.data} holds digits (8 px, 1 channels)" in error
-    error = train_in_session("--dataset", "cifar10").error
+    error = train_digits("--dataset", "cifar10").error
     assert "trains on cifar10" in error and "Give --data" in error
-    assert "network.classes is 7" in train_in_session("--network.classes", "7").error
+    assert "network.classes is 7" in train_digits("--network.classes", "7").error
+    assert not new_runs(world)
+
+
+def test_training_refuses_more_than_the_cluster_has(train_in_session: Command, world: World):
     error = train_in_session("--scaling.workers", "16").error
     assert "16 workers" in error and "ask for fewer workers" in error
     assert not new_runs(world)
 
 
-def test_training_refuses_to_resume_what_does_not_fit(train_in_session: Command, world: World):
-    assert f"did you mean '{NAME}'?" in train_in_session("--resume", NAME[:-1] + "x").error
-    error = train_in_session("--resume", NAME, "--network.width", "16").error
+def test_training_refuses_to_resume_what_does_not_fit(train_digits: Command, world: World):
+    assert f"did you mean '{NAME}'?" in train_digits("--resume", NAME[:-1] + "x").error
+    assert "no run and no finished checkpoint at" in train_digits("--resume", "").error
+    error = train_digits("--resume", NAME, "--network.width", "16").error
     assert f"run {NAME} cannot be resumed with other options: network.width was 8, now 16" in error
+    edit_json(world.data / MANIFEST_NAME, lambda entry: entry["splits"].pop("test"))
+    assert "trained on another data set" in train_digits("--resume", NAME).error
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (wider, "holds another architecture: width is 16, not 8"),
+        (without_weights, "{checkpoint}/ema.safetensors is missing or does not match the SHA-256"),
+    ],
+)
+def test_training_refuses_to_resume_from_a_wrong_checkpoint(
+    train_digits: Command, world: World, spoil: Spoil, said: str
+):
+    spoil(world)
+    assert said.format(checkpoint=world.checkpoint) in train_digits("--resume", NAME).error
+
+
+def test_training_refuses_to_resume_a_run_that_mlflow_does_not_know(train_in_session: Command, world: World):
     edit_json(world.run / runs.RECORD, lambda entry: entry.update(mlflow_run="0" * 32))
     assert f"the run {'0' * 32} cannot be continued" in train_in_session("--resume", NAME).error
-    edit_json(world.data / MANIFEST_NAME, lambda entry: entry["splits"].pop("test"))
-    assert "trained on another data set" in train_in_session("--resume", NAME).error
 
 
-def test_training_leaves_no_run_behind_where_mlflow_is_down(train_in_session: Command, world: World, no_server: str):
-    error = train_in_session().error
+def test_training_leaves_no_run_behind_where_mlflow_is_down(train_digits: Command, world: World, no_server: str):
+    error = train_digits().error
     assert f"MLflow at {no_server}: " in error and "mlflow server" in error
     assert not new_runs(world)
 
 
-@pytest.mark.slow
-def test_training_stops_at_an_image_of_the_wrong_size(train_in_session: Command, world: World):
-    spoil, said = READ[1]
-    spoil(world)
-    says_so(train_in_session(), said, world)
-    for name in new_runs(world):
-        with pytest.raises(ConfigError, match="has no finished checkpoint yet"):
-            runs.latest_checkpoint(f"{world.runs}/{name}")
+def test_training_wants_the_recipe_first(command: Command):
+    assert "the recipe comes before --dry-run" in command("train", "--dry-run", "digits").error
 
 
 # ---- the real thing

@@ -142,3 +142,28 @@ def test_checkpoint_names_sort_by_step():
     steps = [5, 40, 300, 99_999, 100_000, 400_000]
     assert sorted(map(runs.checkpoint_name, reversed(steps))) == [runs.checkpoint_name(k) for k in steps]
     assert storage.join("s3://b/run", runs.checkpoint_name(5)) == "s3://b/run/checkpoint_000000005"
+
+
+def test_rays_record_says_which_checkpoints_are_whole(world: World):
+    later = world.run / runs.checkpoint_name(1000)
+    shutil.copytree(world.checkpoint, later)
+    record = world.run / runs.RAY_RECORD
+    assert runs.committed(str(world.run)) is None
+    assert runs.checkpoints(str(world.run)) == [world.checkpoint.name, later.name]
+
+    record.write_text(json.dumps({"checkpoint_results": [{"checkpoint_dir_name": world.checkpoint.name}]}))
+    assert runs.checkpoints(str(world.run)) == [world.checkpoint.name]
+    runs.forget_damaged_record(str(world.run))
+    assert record.exists()
+
+
+@pytest.mark.parametrize(
+    "damaged", ['{"ray_version": ', "[]", '{"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_gone"}]}']
+)
+def test_a_damaged_record_is_forgotten_and_the_checkpoints_speak(world: World, damaged: str):
+    record = world.run / runs.RAY_RECORD
+    record.write_text(damaged)
+    assert runs.committed(str(world.run)) is None
+    assert runs.latest_checkpoint(str(world.run)) == str(world.checkpoint)
+    runs.forget_damaged_record(str(world.run))
+    assert not record.exists()
