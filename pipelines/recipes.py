@@ -21,13 +21,13 @@ def digits() -> Config:
         recipe="digits",
         dataset="digits",
         network=NCSNppConfig(
-            image_channels=1, resolution=8, width=16, channel_mult=(1, 2), blocks=1, attention=(), dropout=0.0
+            image_channels=1, resolution=8, width=16, channel_mult=(1, 1), blocks=1, attention=(), dropout=0.0
         ),
         schedule=ScheduleConfig(s1=80, pairs="wide"),
-        train=TrainConfig(iterations=4000, batch_size=64, learning_rate=2e-3, ema_rate=0.999),
+        train=TrainConfig(iterations=1800, batch_size=128, learning_rate=3e-3, ema_rate=0.998),
         scaling=ScalingOptions(workers=2),
-        checkpoint_every=1000,
-        log_every=50,
+        checkpoint_every=400,
+        log_every=25,
     )
 
 
