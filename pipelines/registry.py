@@ -1,6 +1,6 @@
 """Registered models: safetensors, schedules and the code that serves them; the alias `champion` marks the best.
 
-Only this module, `tracking` and `serving` know MLflow.
+Only this module, `tracking`, `metriclog` and `serving` know MLflow.
 """
 
 import math

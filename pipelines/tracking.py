@@ -1,11 +1,11 @@
 """Runs, parameters, metrics and files in MLflow; a tracking outage never stops training.
 
-Only this module, `registry` and `serving` know MLflow; they import it where it is used, for that takes seconds.
+Only this module, `metriclog`, `registry` and `serving` know MLflow; they import it where it is used, for that takes
+seconds.
 """
 
 import json
 import logging
-import math
 import os
 import re
 import sqlite3
@@ -13,26 +13,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
-MARKER = "step"
-"""The metric that every point carries: its highest step in the store is what has been logged."""
 SERVER_COMMAND = "mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///mlflow.db"
 
 _ANSWER_SECONDS = 15.0
-_SEND_SECONDS = 2.0
-_LONGEST_PAUSE_SECONDS = 60.0
-_METRICS_PER_BATCH = 1000
 _ENTRIES_PER_BATCH = 100
 _PARAM_CHARACTERS = 6000
 _SQLITE = "sqlite:///"
@@ -50,28 +43,6 @@ Result = TypeVar("Result")
 
 class TrackingError(Exception):
     """MLflow cannot be used; the message names the URI, what is wrong and the remedy, and holds no password."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """The metrics of one step."""
-
-    step: int
-    time_ms: int
-    """When they were measured, milliseconds since 1970."""
-    values: dict[str, float]
-    """By name; NaN and infinities are allowed."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """A form that strict JSON can hold: non-finite values become strings."""
-        values = {name: value if math.isfinite(value) else str(value) for name, value in self.values.items()}
-        return {"step": self.step, "time_ms": self.time_ms, "values": values}
-
-    @classmethod
-    def from_dict(cls, entry: Mapping[str, Any]) -> "Point":
-        """The inverse of `to_dict`."""
-        values = {str(name): float(value) for name, value in entry["values"].items()}
-        return cls(int(entry["step"]), int(entry["time_ms"]), values)
 
 
 def resolve_uri(default_root: str | Path) -> str:
@@ -170,111 +141,6 @@ def log_scores(uri: str, run_id: str, scores: Mapping[str, float], step: int | N
         client.log_batch(run_id, metrics=[Metric(name, value, now, step or 0) for name, value in scores.items()])
 
 
-class MetricLog:
-    """The metrics of one training run, sent by a background thread; each step is logged exactly once.
-
-    Training never waits for MLflow: during an outage points are kept in order and sent later. After a crash the new
-    process is given the points that the checkpoint held unsent and repeats the steps after the checkpoint; whatever the
-    store already has is dropped. The store is asked for its highest step at the first contact and after every failure.
-    """
-
-    def __init__(self, uri: str, run_id: str, unsent: Sequence[Point] = ()) -> None:
-        """Start sending; `unsent` is what `flush` of the interrupted process returned at its last checkpoint."""
-        self._uri = uri
-        self._run_id = run_id
-        self._points = deque(unsent)
-        self._highest = max((point.step for point in unsent), default=-1)
-        self._changed = threading.Condition()
-        self._wanted = False
-        self._closed = False
-        self._failures = 0
-        self._thread = threading.Thread(target=self._run, name="metric-log", daemon=True)
-        self._thread.start()
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Queue up to 999 metrics of one step; steps rise, so a repeated step is dropped with a warning."""
-        point = Point(step, int(time.time() * 1000), {name: float(value) for name, value in values.items()})
-        with self._changed:
-            if step <= self._highest:
-                _warn(f"metrics of step {step} come after those of step {self._highest} and are dropped")
-                return
-            self._highest = step
-            self._points.append(point)
-
-    def flush(self, timeout: float) -> list[Point]:
-        """Try once to send everything now, for at most `timeout` seconds; the points still unsent, in order."""
-        with self._changed:
-            failures = self._failures
-            self._wanted = True
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._points or self._failures > failures, timeout)
-            return list(self._points)
-
-    def close(self) -> None:
-        """Stop the thread; what `flush` did not send stays unsent."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        self._thread.join(_SEND_SECONDS)
-
-    def _run(self) -> None:
-        pause, logged, down = _SEND_SECONDS, None, False
-        while self._wait(pause):
-            try:
-                logged = self._send_all(logged)
-            except Exception as error:
-                if not down:
-                    _warn(f"MLflow at {redacted(self._uri)} fails ({_cause(error)}); metrics are kept and sent later")
-                # Whether a batch whose answer was lost has arrived, the store must say.
-                pause, logged, down = min(2 * pause, _LONGEST_PAUSE_SECONDS), None, True
-                with self._changed:
-                    self._failures += 1
-                    self._changed.notify_all()
-            else:
-                if down and logged is not None:
-                    _warn(f"MLflow at {redacted(self._uri)} is back; all metrics up to step {logged} are logged")
-                    down = False
-                pause = _SEND_SECONDS
-
-    def _wait(self, pause: float) -> bool:
-        """Sleep until there is a reason to send; False when closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._wanted, pause)
-            self._wanted = False
-            return not self._closed
-
-    def _send_all(self, logged: int | None) -> int | None:
-        """Send what is queued, given the highest step in the store if known; the highest step then."""
-        if not self._points:
-            return logged
-        client = _client(self._uri)
-        if logged is None:
-            logged = int(client.get_run(self._run_id).data.metrics.get(MARKER, -1))
-        while batch := self._next_batch(logged):
-            _send_points(client, self._run_id, batch)
-            logged = batch[-1].step
-            with self._changed:
-                for _ in batch:
-                    self._points.popleft()
-                self._changed.notify_all()
-        return logged
-
-    def _next_batch(self, logged: int) -> list[Point]:
-        """Drop the points that the store has; return, still queued, as many whole points as one request may hold."""
-        with self._changed:
-            while self._points and self._points[0].step <= logged:
-                self._points.popleft()
-            self._changed.notify_all()
-            batch: list[Point] = []
-            size = 0
-            for point in self._points:
-                size += len(point.values) + 1
-                if batch and size > _METRICS_PER_BATCH:
-                    break
-                batch.append(point)
-            return batch
-
-
 def connect(uri: str) -> "MlflowClient":
     """A client whose store has answered; `TrackingError` within about 15 seconds otherwise."""
     with reported(uri, "it cannot be used"):
@@ -282,7 +148,7 @@ def connect(uri: str) -> "MlflowClient":
             # MLflow would retry a file that cannot be opened for minutes.
             with closing(sqlite3.connect(uri.removeprefix(_SQLITE).split("?")[0])) as database:
                 database.execute("PRAGMA schema_version")
-            return _client(uri)
+            return client_of(uri)
         return _within(_ANSWER_SECONDS, lambda: _answering_client(uri))
 
 
@@ -298,7 +164,7 @@ def reported(uri: str, problem: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, sqlite3.Error, requests.RequestException, OSError, ImportError) as error:
-        message = f"MLflow at {redacted(uri)}: {problem} ({_cause(error, handled)}). {_remedy(uri)}"
+        message = f"MLflow at {redacted(uri)}: {problem} ({cause(error, handled)}). {_remedy(uri)}"
         raise TrackingError(message) from None
 
 
@@ -318,7 +184,8 @@ def _prepare_mlflow() -> None:
 
 
 @cache
-def _client(uri: str) -> "MlflowClient":
+def client_of(uri: str) -> "MlflowClient":
+    """A client, the same for each call; whether its store answers is not asked."""
     _prepare_mlflow()
     from mlflow import MlflowClient
 
@@ -326,7 +193,7 @@ def _client(uri: str) -> "MlflowClient":
 
 
 def _answering_client(uri: str) -> "MlflowClient":
-    client = _client(uri)
+    client = client_of(uri)
     client.search_experiments(max_results=1)
     return client
 
@@ -370,20 +237,7 @@ def _experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
     return found.experiment_id
 
 
-def _send_points(client: "MlflowClient", run_id: str, points: Sequence[Point]) -> None:
-    from mlflow.entities import Metric
-
-    client.log_batch(
-        run_id,
-        metrics=[
-            Metric(name, value, point.time_ms, point.step)
-            for point in points
-            for name, value in {MARKER: float(point.step), **point.values}.items()
-        ],
-    )
-
-
-def _cause(error: Exception, handled: BaseException | None = None) -> str:
+def cause(error: Exception, handled: BaseException | None = None) -> str:
     """One short line: the operating system's error at the root of the chain, where there is one.
 
     The chain ends at `handled`, which the caller of MLflow was handling already.
@@ -403,7 +257,3 @@ def _remedy(uri: str) -> str:
         f"Start a server with `{SERVER_COMMAND}` and set {URI_VARIABLE} to its address, "
         f"or unset {URI_VARIABLE} to use a local store."
     )
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)

@@ -17,8 +17,8 @@ from data.loader import Batch, Loader
 from data.manifest import Manifest
 from pipelines import runs
 from pipelines.config import USER_ERRORS, Config
+from pipelines.metriclog import MetricLog, Point
 from pipelines.progress import Board, Meter, Progress
-from pipelines.tracking import MetricLog, Point
 
 FLUSH_SECONDS = 20.0
 """How long a checkpoint waits for MLflow; what was not sent by then travels in the checkpoint."""

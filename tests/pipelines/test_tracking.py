@@ -17,7 +17,8 @@ import pytest
 from servers import free_port, mlflow_server
 
 from pipelines import tracking
-from pipelines.tracking import MetricLog, Point, TrackingError
+from pipelines.metriclog import MARKER, MetricLog, Point
+from pipelines.tracking import TrackingError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -167,7 +168,7 @@ def test_every_point_is_logged_once_and_in_order(store: str):
     assert log.flush(60) == []
     log.close()
     assert history(store, run_id, "loss") == by_step(range(1500))
-    assert history(store, run_id, tracking.MARKER) == [(step, float(step)) for step in range(1500)]
+    assert history(store, run_id, MARKER) == [(step, float(step)) for step in range(1500)]
     assert all(math.isnan(value) for _, value in history(store, run_id, "nan"))
     assert history(store, run_id, "inf")[0][1] > 1e300
 
@@ -213,7 +214,7 @@ def test_a_repeated_step_is_dropped_with_a_warning(store: str, capsys: pytest.Ca
 
 KILLED = """
 import json, sys, time
-from pipelines.tracking import MetricLog
+from pipelines.metriclog import MetricLog
 uri, run_id, checkpoint = sys.argv[1:]
 log = MetricLog(uri, run_id)
 for step in range(10_000):
