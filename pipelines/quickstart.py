@@ -33,7 +33,7 @@ class QuickstartOptions:
     """URL of the folder for data and runs."""
     recipe: str = "digits"
     """The recipe to train; digits-smoke shows every part in a minute and learns nothing."""
-    tune_seconds: float = 15.0
+    tune_seconds: float = 8.0
     """Time to search each of three schedules."""
     samples: int = 2000
     """Samples measured at each NFE."""

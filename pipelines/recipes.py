@@ -24,9 +24,9 @@ def digits() -> Config:
             image_channels=1, resolution=8, width=16, channel_mult=(1, 1), blocks=1, attention=(), dropout=0.0
         ),
         schedule=ScheduleConfig(s1=80, pairs="wide"),
-        train=TrainConfig(iterations=1800, batch_size=128, learning_rate=3e-3, ema_rate=0.998),
+        train=TrainConfig(iterations=2500, batch_size=128, learning_rate=3e-3, ema_rate=0.998),
         scaling=ScalingOptions(workers=2),
-        checkpoint_every=400,
+        checkpoint_every=500,
         log_every=25,
     )
 
