@@ -1,4 +1,4 @@
-# Every target makes .venv from requirements.lock when it is missing or out of date.
+# quickstart, test and check make .venv from requirements.lock when it is missing or out of date.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed

@@ -33,6 +33,8 @@ class CheckpointInfo:
     """Training iterations done."""
     network: NetworkConfig
     sigma_data: float
+    skipped: tuple[int, int]
+    """Steps skipped for non-finite gradients: in all, and in a row now."""
     extra: dict[str, Any]
     """Whatever the writer noted: config, dataset, code version. JSON only."""
 
@@ -65,7 +67,7 @@ def load_checkpoint(directory: Path, state: TrainState, network: NetworkConfig) 
         moments.setdefault(int(position), {})[key] = value
     state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": moments})
     state.k = info.k
-    state.skipped, state.skipped_in_a_row = int(index["skipped"]), int(index["skipped_in_a_row"])
+    state.skipped, state.skipped_in_a_row = info.skipped
     return info
 
 
@@ -81,6 +83,13 @@ def load_model(directory: Path, device: torch.device | str = "cpu") -> tuple[BCM
     model = BCM(build_network(info.network), info.sigma_data)
     _load_weights(directory, index, "ema", model)
     return model.to(device).eval().requires_grad_(False), info
+
+
+def verify_files(directory: Path) -> None:
+    """Raise `BCMError` unless every file that the index names is there with its SHA-256."""
+    index = _read_index(directory)
+    for name in dict(index.get("files") or {}):
+        _read(directory, index, name)
 
 
 def _describe(model: BCM, network: NetworkConfig) -> dict[str, Any]:
@@ -118,7 +127,8 @@ def _read_index(directory: Path) -> dict[str, Any]:
 def _info(directory: Path, index: dict[str, Any]) -> CheckpointInfo:
     try:
         network = network_from_dict(index["network"])
-        return CheckpointInfo(int(index["k"]), network, float(index["sigma_data"]), dict(index["extra"]))
+        skipped = int(index.get("skipped", 0)), int(index.get("skipped_in_a_row", 0))
+        return CheckpointInfo(int(index["k"]), network, float(index["sigma_data"]), skipped, dict(index["extra"]))
     except (KeyError, TypeError, ValueError) as error:
         raise BCMError(f"{directory / INDEX}: {error}.") from error
 
@@ -135,7 +145,8 @@ def _check_architecture(directory: Path, found: NetworkConfig, wanted: NetworkCo
 
 def _read(directory: Path, index: dict[str, Any], name: str) -> dict[str, Tensor]:
     path = directory / f"{name}.safetensors"
-    expected = index.get("files", {}).get(name)
+    files = index.get("files")
+    expected = cast(dict[str, Any], files).get(name) if isinstance(files, dict) else None
     if expected is None:
         raise BCMError(f"checkpoint {directory} holds no {name} (it was saved for inference alone).")
     if not path.is_file() or _sha256(path) != expected:

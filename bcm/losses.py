@@ -32,7 +32,6 @@ def bct_loss(
     z: Images,
     times: TrainingTimes,
     label: Labels | None = None,
-    t_min: float = T_MIN,
 ) -> Losses:
     """Bidirectional consistency training: Eq. 6 plus Eq. 9 is Eq. 10, the loss of Algorithm 1.
 
@@ -46,10 +45,9 @@ def bct_loss(
         z: standard normal noise like `x`.
         times: t_n, t_{n+1}, t_n' and the weights lambda and lambda', each (B,).
         label: class labels (B,) or None.
-        t_min: the time that stands for 0.
     """
     t_n, t_next, t_prime = times.t_n, times.t_next, times.t_prime
-    zero = torch.full_like(t_n, t_min)
+    zero = torch.full_like(t_n, T_MIN)
     x_n = x + like_images(t_n, x) * z
     x_next = x + like_images(t_next, x) * z
     both = None if label is None else torch.cat([label, label])
@@ -75,16 +73,15 @@ def frozen(f: nn.Module) -> Flow:
 class BCTLoss(nn.Module):
     """Computes the whole loss of Algorithm 1 in one forward, so that DDP sees one forward and one backward."""
 
-    def __init__(self, f: nn.Module, t_min: float = T_MIN) -> None:
-        """`f`: a module that is a `Flow`; `t_min`: the time that stands for 0."""
+    def __init__(self, f: nn.Module) -> None:
+        """`f`: a module that is a `Flow`."""
         super().__init__()
         self.f = f
-        self.t_min = t_min
 
     def forward(
         self, x: Images, z: Images, times: TrainingTimes, label: Labels | None, dropout_seed: int
     ) -> tuple[Tensor, Tensor]:
         """Mean CT and ST losses over the batch, two scalars; all network calls share their dropout masks."""
         with shared_dropout(self.f, dropout_seed, rows=x.shape[0]):
-            losses = bct_loss(self.f, frozen(self.f), x, z, times, label, self.t_min)
+            losses = bct_loss(self.f, frozen(self.f), x, z, times, label)
         return losses.ct.mean(), losses.st.mean()

@@ -29,10 +29,6 @@ class ScheduleConfig:
     """P_std of p(n), in log time."""
     rho: float = 7.0
     """Curvature of the time grid."""
-    t_min: float = T_MIN
-    """First time of the grid."""
-    t_max: float = T_MAX
-    """Last time of the grid."""
     pairs: str = "paper"
     """The law of n' and its weight lambda', a name in `PAIR_LAWS`."""
 
@@ -40,10 +36,10 @@ class ScheduleConfig:
         """Check ranges."""
         if not 2 <= self.s0 <= self.s1:
             raise BCMError(f"schedule: s0={self.s0} and s1={self.s1} must hold 2 <= s0 <= s1.")
-        if not 0 < self.t_min < self.t_max:
-            raise BCMError(f"schedule: t_min={self.t_min} and t_max={self.t_max} must hold 0 < t_min < t_max.")
-        if self.p_std <= 0 or self.rho <= 0:
-            raise BCMError(f"schedule: p_std={self.p_std} and rho={self.rho} must be positive.")
+        if not (0 < self.p_std < math.inf and 0 < self.rho < math.inf and math.isfinite(self.p_mean)):
+            raise BCMError(
+                f"schedule: p_mean={self.p_mean} must be finite, p_std={self.p_std} and rho={self.rho} positive too."
+            )
         if self.pairs not in PAIR_LAWS:
             raise BCMError(f"schedule: unknown pair law '{self.pairs}'; known are {', '.join(sorted(PAIR_LAWS))}.")
 
@@ -58,7 +54,7 @@ def discretization(k: int, K: int, config: ScheduleConfig) -> int:
 def time_grid(N: int, config: ScheduleConfig, device: torch.device | None = None) -> Tensor:
     """t_1 < ... < t_N, float64 (N,): index 0 holds t_1 (Eq. 15)."""
     n = torch.arange(1, N + 1, dtype=torch.float64, device=device)
-    low, high = config.t_min ** (1 / config.rho), config.t_max ** (1 / config.rho)
+    low, high = T_MIN ** (1 / config.rho), T_MAX ** (1 / config.rho)
     return (low + (n - 1) / (N - 1) * (high - low)) ** config.rho
 
 

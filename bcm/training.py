@@ -38,8 +38,8 @@ class TrainConfig:
         """Check ranges."""
         if self.iterations < 1 or self.batch_size < 1:
             raise BCMError(f"train: iterations={self.iterations}, batch_size={self.batch_size} must be at least 1.")
-        if not self.learning_rate > 0:
-            raise BCMError(f"train: learning_rate={self.learning_rate} must be positive.")
+        if not 0 < self.learning_rate < math.inf:
+            raise BCMError(f"train: learning_rate={self.learning_rate} must be positive and finite.")
         if not 0 <= self.ema_rate < 1:
             raise BCMError(f"train: ema_rate={self.ema_rate} is outside [0, 1).")
         if not 0 <= self.seed < 2**63:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,10 +29,10 @@ def handlers_kept() -> Iterator[None]:
 
 
 def exit_on_sigterm() -> None:
-    """Let SIGTERM unwind the stack, so that context managers clean up."""
+    """Let SIGTERM unwind the stack as Ctrl-C does, so that context managers clean up."""
 
     def leave(number: int, frame: FrameType | None) -> None:
-        sys.exit(128 + number)
+        raise KeyboardInterrupt
 
     if _can_handle():
         signal.signal(signal.SIGTERM, leave)

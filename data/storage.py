@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import random
-import shutil
 import threading
 import time
 import uuid
@@ -240,23 +239,6 @@ def check_writable(url: str) -> None:
         raise failure("write to", url, TimeoutError(f"no answer within {_CHECK_SECONDS:.0f} seconds"))
     if (error := outcome[0]) is not None:
         raise failure("write to", url, error) from error
-
-
-def upload_tree(local_dir: Path | str, url: str) -> None:
-    """Copies every file under `local_dir` to the same relative place under `url`."""
-    root = Path(local_dir)
-    if not root.is_dir():
-        raise DataError(f"cannot upload {root}: it is not a folder")
-    for source in sorted(path for path in root.rglob("*") if path.is_file()):
-        target = join(url, source.relative_to(root).as_posix())
-        found, path = filesystem(target)
-        with explained("write", target):
-            if isinstance(found, LocalFileSystem):
-                with source.open("rb") as original, _replacing(Path(path)) as file:
-                    shutil.copyfileobj(original, file)
-            else:
-                _make_parents(found, path, target)
-                _retried("write", target, partial(found.put_file, str(source), path))
 
 
 def download_tree(url: str, local_dir: Path | str) -> None:

@@ -46,7 +46,7 @@ class Point:
 class MetricLog:
     """The metrics of one training run, sent by a background thread; each step is logged exactly once.
 
-    Training never waits for MLflow: during an outage points are kept in order and sent later. After a crash the new
+    `log` never waits for MLflow: during an outage points are kept in order and sent later. After a crash the new
     process is given the points that the checkpoint held unsent and repeats the steps after the checkpoint; whatever the
     store already has is dropped. The store is asked for its highest step at the first contact and after every failure.
     """

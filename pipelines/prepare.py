@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data import storage
 from data.catalog import facts
 from data.manifest import Manifest
 from data.sources import prepare
+from pipelines import runs
 from pipelines.config import Positional, parse, run_command
 
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     """The command line."""
     options = parse(PrepareOptions, argv, "prepare")
     known = facts(options.name)
-    to = storage.absolute(options.to or f"runs/data/{options.name}")
+    to = runs.durable(options.to or f"runs/data/{options.name}", "--to")
     if options.dry_run:
         counts = ", ".join(f"{count:,} {split}" for split, count in known.splits.items())
         print(f"{known.name}: {counts} images of {known.resolution} px, {known.channels} channels -> {to}")

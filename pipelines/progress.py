@@ -64,6 +64,7 @@ class _Board:
     def __init__(self) -> None:
         self.latest: Progress | None = None
         self.failure: str | None = None
+        self.warning: str | None = None
 
     def post(self, progress: Progress) -> None:
         self.latest = progress
@@ -71,8 +72,22 @@ class _Board:
     def fail(self, message: str) -> None:
         self.failure = self.failure or message
 
-    def read(self) -> tuple[Progress | None, str | None]:
-        return self.latest, self.failure
+    def warn(self, message: str) -> None:
+        self.warning = message
+
+    def read(self) -> "Seen":
+        return Seen(self.latest, self.failure, self.warning)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What stands on the board."""
+
+    progress: Progress | None = None
+    failure: str | None = None
+    """Why the run cannot go on, however often it is restarted."""
+    warning: str | None = None
+    """What the user should know when it is over."""
 
 
 class Board:
@@ -82,10 +97,13 @@ class Board:
     """
 
     def __init__(self) -> None:
-        """Start the actor; it takes no CPU from the workers."""
+        """Start the actor on the node of the driver, which outlives the workers' nodes; it takes no CPU from them."""
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        self._actor: Any = ray.remote(num_cpus=0)(_Board).remote()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        remote: Any = ray.remote
+        self._actor: Any = remote(num_cpus=0, scheduling_strategy=here)(_Board).remote()
 
     def post(self, progress: Progress) -> None:
         """Post and go on at once."""
@@ -97,11 +115,21 @@ class Board:
 
         ray.get(self._actor.fail.remote(message))
 
-    def read(self) -> tuple[Progress | None, str | None]:
-        """The latest progress and the failure, if any."""
+    def warn(self, message: str) -> None:
+        """Note what the user should know when the run is over."""
         import ray
 
-        return ray.get(self._actor.read.remote(), timeout=30)
+        ray.get(self._actor.warn.remote(message))
+
+    def read(self) -> Seen:
+        """What stands on the board; nothing, if it cannot be reached."""
+        import ray
+        from ray.exceptions import RayError
+
+        try:
+            return ray.get(self._actor.read.remote(), timeout=30)
+        except RayError:
+            return Seen()
 
 
 @contextmanager
@@ -113,10 +141,7 @@ def shown(board: Board, batch_size: int) -> Iterator[None]:
     def draw() -> None:
         last = None
         while not over.wait(LINE_SECONDS if live else LOG_SECONDS):
-            try:
-                progress, _ = board.read()
-            except Exception:  # Ray is going down; the trainer says why
-                return
+            progress = board.read().progress
             if progress is not None and progress != last:
                 last = progress
                 print(("\r\x1b[K" if live else "") + progress.line(batch_size), end="" if live else "\n", flush=True)

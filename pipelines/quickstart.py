@@ -71,7 +71,7 @@ def quickstart(options: QuickstartOptions) -> None:
     with stage("5/7 register: in MLflow, with schedules and scores"):
         name, registered = register(RegisterOptions(run=run.url))
         print(f"{name} version {registered.version}: {registered.reason}")
-    reference = f"models:/{name}@champion"
+    reference = f"models:/{name}@champion" if registered.is_champion else f"models:/{name}/{registered.version}"
     picture = Path("runs") / "quickstart.png"
     with stage(f"6/7 load back: {reference} in a fresh process"):
         _in_fresh_process("pipelines.picture", reference, "--data", data, "--out", str(picture))

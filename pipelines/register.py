@@ -18,7 +18,7 @@ class RegisterOptions:
     run: Positional
     """URL of the run."""
     name: str | None = None
-    """Name of the registered model; by default bcm-DATASET."""
+    """Name of the registered model; by default bcm-RECIPE."""
     dry_run: bool = False
     """Print what would be registered and stop."""
 
@@ -39,7 +39,7 @@ def candidate(options: RegisterOptions) -> Candidate:
     run = runs.read_run(storage.absolute(options.run))
     checkpoint, schedules = runs.latest_checkpoint(run.url), models.schedules_of(run.url)
     scores = stored_scores(run, runs.step_of(checkpoint), schedules)
-    return Candidate(run, options.name or f"bcm-{run.config['dataset']}", checkpoint, schedules, scores)
+    return Candidate(run, options.name or f"bcm-{run.config['recipe']}", checkpoint, schedules, scores)
 
 
 def register(options: RegisterOptions) -> tuple[str, Registered]:

@@ -63,7 +63,7 @@ def register(
         checkpoint_dir: a finished checkpoint.
         schedules: time steps by name, such as `sample-1` or `invert-4`.
         scores: results of the evaluation; `CHAMPION_SCORES` decide whether it becomes the champion.
-        run_id: the run it was trained in; without one, a run is made.
+        run_id: the run it was trained and evaluated in; without one, a run is made and the scores are logged there.
         tags: of the version.
 
     Raises:
@@ -74,7 +74,8 @@ def register(
     toolkit = Toolkit(model=model, network=info.network, k=info.k, schedules=schedules)
     client = tracking.connect(uri)
     run = run_id or tracking.start_run(uri, experiment=name, name="register", params={}, tags={})
-    tracking.log_scores(uri, run, scores, info.k)
+    if run_id is None:
+        tracking.log_scores(uri, run, scores, info.k)
     all_tags = {**(tags or {}), **{f"{_SCORE_TAG}{key}": repr(float(score)) for key, score in scores.items()}}
     with reported(uri, f"the model {name!r} cannot be registered"), tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / _CHECKPOINT

@@ -22,6 +22,20 @@ CHECKPOINT_PREFIX = "checkpoint_"
 RAY_RECORD = "checkpoint_manager_snapshot.json"
 
 
+IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray in the driver of a submitted job."""
+
+
+def durable(url: str, option: str) -> str:
+    """`url` made absolute; in a job, a path relative to its working directory, which is thrown away, is refused."""
+    if IN_JOB in os.environ and storage.is_local(url) and not Path(url.removeprefix("file://")).is_absolute():
+        raise ConfigError(
+            f"{option} {url} lies in the job's working directory, which is thrown away. "
+            "Give a URL, such as s3://BUCKET/PATH, or an absolute path that all nodes share."
+        )
+    return storage.absolute(url)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """The record `run.json` of a training run, written once when it starts."""
@@ -78,6 +92,7 @@ def read_run(url: str) -> Run:
         raise ConfigError(f"{path} is not the record of a run: it is damaged, or of another version. Choose another.")
     if entry["name"] != name:
         raise ConfigError(f"{url} is the run {entry['name']} under another name; rename the folder back to that.")
+    Config.from_dict(entry["config"])
     return Run(**{**entry, "storage": parent})
 
 

@@ -16,7 +16,9 @@ from bcm.types import Images, from_uint8
 from data.cache import CachedSplit
 
 BATCH = 250
-"""Images per network call; a unit of work always holds the same seeds, so results do not depend on the workers."""
+"""Images per network call."""
+PARTS = 8
+"""Tasks that the samples of one score are shared among, always the same, so that it does not depend on the cluster."""
 LABELLED_PIXELS = 64
 """Largest image, in values, for which a classifier on raw pixels is trained to see whether labels are kept."""
 
@@ -64,14 +66,18 @@ def _classifier(train: CachedSplit) -> Labeller:
 
 
 def sample_moments(toolkit: Toolkit, seeds: Sequence[int], nfe: int) -> Moments:
-    """Pixel moments of one batch of samples."""
-    labels = [seed % toolkit.network.classes for seed in seeds] if toolkit.network.classes else None
-    return Moments.of(pixels(inference.generate(toolkit, seeds, nfe, labels)))
+    """Pixel moments of the samples of these seeds, made batch by batch."""
+    classes = toolkit.network.classes
+    parts: list[Moments] = []
+    for start in range(0, len(seeds), BATCH):
+        batch = seeds[start : start + BATCH]
+        labels = [seed % classes for seed in batch] if classes else None
+        parts.append(Moments.of(pixels(inference.generate(toolkit, batch, nfe, labels))))
+    return sum(parts[1:], parts[0])
 
 
-def sample_distance(parts: Sequence[Moments], train: Moments) -> float:
-    """Frechet distance of the samples in `parts`; infinite if any of them is not finite."""
-    found = sum(parts[1:], parts[0])
+def sample_distance(found: Moments, train: Moments) -> float:
+    """Frechet distance of samples; infinite if any of them is not finite."""
     return frechet_distance(found, train) if found.total.isfinite().all() else math.inf
 
 
@@ -87,13 +93,12 @@ def score_samples(
     import ray
 
     task, model = ray.remote(sample_moments), ray.put(toolkit)
-    starts = range(first, first + count, BATCH)
-    parts = {
-        nfe: [task.remote(model, list(range(start, min(start + BATCH, first + count))), nfe) for start in starts]
-        for nfe in nfes
-    }
-    moments = {nfe: ray.get(refs) for nfe, refs in parts.items()}
-    return {nfe: sample_distance(found, train) for nfe, found in moments.items()}
+    shares = [share.tolist() for share in np.array_split(np.arange(first, first + count), PARTS) if len(share)]
+    distances: dict[int, float] = {}
+    for nfe in nfes:
+        moments: list[Moments] = ray.get([task.remote(model, share, nfe) for share in shares])
+        distances[nfe] = sample_distance(sum(moments[1:], moments[0]), train)
+    return distances
 
 
 def score_reconstructions(toolkit: Toolkit, real: Held, nfes: Sequence[int]) -> dict[str, float]:

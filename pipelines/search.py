@@ -115,11 +115,8 @@ def score(trials: Trials, steps: TimeSteps, first_seed: int) -> float:
             )
             errors.append(mse(found, x))
         return float(torch.cat(errors).mean())
-    starts = range(first_seed, first_seed + trials.samples, BATCH)
-    parts = [
-        sample_moments(toolkit, list(range(s, min(s + BATCH, first_seed + trials.samples))), steps.nfe) for s in starts
-    ]
-    return sample_distance(parts, trials.train)
+    seeds = list(range(first_seed, first_seed + trials.samples))
+    return sample_distance(sample_moments(toolkit, seeds, steps.nfe), trials.train)
 
 
 def trial(values: dict[str, float], trials: Trials, steps: TimeSteps) -> None:

@@ -30,7 +30,7 @@ class ServedBCM(PythonModel):
     """A bidirectional consistency model behind MLflow's `predict`.
 
     Input columns: `seed`; `image` (base64 PNG) to invert or reconstruct; `label` where the model knows labels.
-    Parameters: `task` (generate, invert, reconstruct) and `nfe` (0: the best known).
+    Parameters: `task` (generate, invert, reconstruct) and `nfe` (0: the most it has time steps for).
     Output columns: `image` (base64 PNG); to invert, `noise` (base64 of little-endian float32) and `shape` (JSON).
     """
 

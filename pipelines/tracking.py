@@ -124,13 +124,6 @@ def log_json(uri: str, run_id: str, name: str, value: object) -> None:
         client.log_artifact(run_id, str(path), None if parent == "." else parent)
 
 
-def log_file(uri: str, run_id: str, path: Path) -> None:
-    """Store a file as an artifact of a run."""
-    client = connect(uri)
-    with reported(uri, f"{path} cannot be stored with run {run_id}"):
-        client.log_artifact(run_id, str(path))
-
-
 def log_scores(uri: str, run_id: str, scores: Mapping[str, float], step: int | None = None) -> None:
     """Log results that are measured once, such as an evaluation after `step` training steps."""
     client = connect(uri)

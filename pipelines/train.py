@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from bcm.checkpoint import load_checkpoint
+from bcm.checkpoint import load_checkpoint, verify_files
 from bcm.networks import build_network
 from bcm.precond import BCM
 from bcm.schedule import discretization
 from bcm.training import TrainState
+from bcm.types import BCMError
 from cluster import local, scaling
 from data import storage
 from data.cache import CACHE_VARIABLE, cached_split, default_cache_dir
@@ -25,9 +26,6 @@ from pipelines.config import Config, ConfigError, ConfigOptions, parse, run_comm
 from pipelines.progress import Board, shown
 from pipelines.recipes import RECIPES, recipe
 from pipelines.worker import Job, train_worker
-
-IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Set by Ray in the driver of a submitted job."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,28 +56,36 @@ class Plan:
     manifest: Manifest
     uri: str
     resumed: runs.Run | None
+    """The run to go on with; None for a new one."""
+    fallback: str | None
+    """URL of the checkpoint to go on from where Ray's record of them is lost."""
 
 
 def plan(options: TrainOptions) -> Plan:
     """Check data, storage, MLflow and the run to resume; needs no Ray."""
     config = options.config
-    run_storage = storage.absolute(options.storage)
-    if IN_JOB in os.environ and run_storage != options.storage:
-        raise ConfigError(
-            f"--storage {options.storage} lies in the job's working directory, which is thrown away. "
-            "Give a URL, such as s3://BUCKET/runs, or an absolute path that all nodes share."
-        )
-    data = storage.absolute(options.data or storage.join(run_storage, "data", config.dataset))
+    run_storage = runs.durable(options.storage, "--storage")
+    data = runs.durable(options.data or storage.join(run_storage, "data", config.dataset), "--data")
     manifest = load_manifest(data)
     _check_data(config, manifest, data)
     check_shards(data, manifest)
     if not _elsewhere():
         cached_split(data, manifest, "train", default_cache_dir())
-    resumed = None if options.resume is None else _resumed(options.resume, config, run_storage, data, manifest)
+    resumed, fallback = None, None
+    if options.resume is not None:
+        resumed, fallback = _resumed(options.resume, config, run_storage, data, manifest)
     storage.check_writable(run_storage)
     uri = tracking.resolve_uri("runs")
     tracking.connect(uri)
-    return Plan(options=options, storage=run_storage, data=data, manifest=manifest, uri=uri, resumed=resumed)
+    return Plan(
+        options=options,
+        storage=run_storage,
+        data=data,
+        manifest=manifest,
+        uri=uri,
+        resumed=resumed,
+        fallback=fallback,
+    )
 
 
 def start(plan: Plan) -> runs.Run:
@@ -87,20 +93,16 @@ def start(plan: Plan) -> runs.Run:
     config = plan.options.config
     scaling.check_resources(config.scaling)
     _check_tracking(plan.uri)
-    fallback = None
     if plan.resumed:
         run = plan.resumed
         tracking.continue_run(plan.uri, run.mlflow_run)
         runs.forget_damaged_record(run.url)
-        if runs.checkpoints(run.url):
-            fallback = runs.latest_checkpoint(run.url)
     else:
         run = _new_run(plan)
-    print(f"run {run.url}\nMLflow run {run.mlflow_run} at {tracking.redacted(plan.uri)}", flush=True)
-    job = Job(config=config, run=run, manifest=plan.manifest, tracking_uri=plan.uri, board=Board(), fallback=fallback)
     ending = "FAILED"
     try:
-        _fit(job)
+        print(f"run {run.url}\nMLflow run {run.mlflow_run} at {tracking.redacted(plan.uri)}", flush=True)
+        _fit(plan, run)
         ending = "FINISHED"
     except KeyboardInterrupt:
         ending = "KILLED"
@@ -117,7 +119,7 @@ def train(options: TrainOptions) -> runs.Run:
 
 def _elsewhere() -> bool:
     """Whether the workers will run on a cluster, not on this machine alone."""
-    return bool({IN_JOB, "RAY_ADDRESS"} & os.environ.keys())
+    return bool({runs.IN_JOB, "RAY_ADDRESS"} & os.environ.keys())
 
 
 def _check_data(config: Config, manifest: Manifest, data: str) -> None:
@@ -137,21 +139,42 @@ def _check_tracking(uri: str) -> None:
     import ray
 
     several = len([node for node in ray.nodes() if node["Alive"]]) > 1
-    if tracking.is_local(uri) and (several or IN_JOB in os.environ):
+    if tracking.is_local(uri) and (several or runs.IN_JOB in os.environ):
         raise ConfigError(
             f"the MLflow store {uri} is a file of this machine, out of reach for a job or for other nodes. "
             "Set MLFLOW_TRACKING_URI to an MLflow server, in the environment of the cluster."
         )
 
 
-def _resumed(name: str, config: Config, run_storage: str, data: str, manifest: Manifest) -> runs.Run:
-    """The record of the run to resume, whose newest checkpoint has been read to its last byte."""
-    run = runs.read_run(storage.join(run_storage, name))
+def _resumed(name: str, config: Config, run_storage: str, data: str, manifest: Manifest) -> tuple[runs.Run, str | None]:
+    """The record of the run to resume, and its newest checkpoint, which has been read to its last byte.
+
+    Ray's own record of the checkpoints decides which are whole. Where a kill has lost it, the newest that can be read
+    is taken, for the one being stored at that moment may be half there.
+    """
+    run = replace(runs.read_run(storage.join(run_storage, name)), storage=run_storage, data=data)
     runs.check_same(run, config, manifest.sha256)
-    if runs.checkpoints(run.url):
-        with runs.local_checkpoint(run.url) as directory:
-            load_checkpoint(directory, TrainState(BCM(build_network(config.network)), config.train), config.network)
-    return replace(run, storage=run_storage, data=data)
+    names = runs.checkpoints(run.url)
+    if runs.committed(run.url) is None:
+        whole = [name for name in names if _is_whole(storage.join(run.url, name))]
+        if whole and whole != names:
+            print(f"warning: passing over checkpoints that are not whole: {', '.join(sorted({*names} - {*whole}))}")
+        names = whole or names
+    if not names:
+        return run, None
+    url = storage.join(run.url, names[-1])
+    with runs.local_checkpoint(url) as directory:
+        load_checkpoint(directory, TrainState(BCM(build_network(config.network)), config.train), config.network)
+    return run, url
+
+
+def _is_whole(url: str) -> bool:
+    try:
+        with runs.local_checkpoint(url) as directory:
+            verify_files(directory)
+    except BCMError:
+        return False
+    return True
 
 
 def _new_run(plan: Plan) -> runs.Run:
@@ -178,24 +201,30 @@ def _new_run(plan: Plan) -> runs.Run:
     return run
 
 
-def _fit(job: Job) -> None:
+def _fit(plan: Plan, run: runs.Run) -> None:
     from ray.train.torch import TorchTrainer
 
-    arrow, path = storage.arrow_filesystem(job.run.storage)
+    config, board = plan.options.config, Board()
+    job = Job(
+        config=config, run=run, manifest=plan.manifest, tracking_uri=plan.uri, board=board, fallback=plan.fallback
+    )
+    arrow, path = storage.arrow_filesystem(run.storage)
     worker_env = {CACHE_VARIABLE: os.environ[CACHE_VARIABLE]} if CACHE_VARIABLE in os.environ else {}
-    options = job.config.scaling
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
-        scaling_config=scaling.scaling_config(options),
+        scaling_config=scaling.scaling_config(config.scaling),
         run_config=scaling.run_config(
-            options, name=job.run.name, storage_path=path, storage_filesystem=arrow, worker_env=worker_env
+            config.scaling, name=run.name, storage_path=path, storage_filesystem=arrow, worker_env=worker_env
         ),
     )
-    with shown(job.board, job.config.train.batch_size):
+    with shown(board, config.train.batch_size):
         scaling.fit(trainer)
-    if failure := job.board.read()[1]:
-        raise ConfigError(failure)
+    seen = board.read()
+    if seen.failure:
+        raise ConfigError(seen.failure)
+    if seen.warning:
+        print(f"warning: {seen.warning}", file=sys.stderr)
 
 
 def _finish(uri: str, run: runs.Run, ending: Any) -> None:

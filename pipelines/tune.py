@@ -123,6 +123,8 @@ def _quiet() -> None:
     import optuna
 
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    # Its handler takes a Ctrl-C for the wish to stop this search and go on with what follows.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,16 +12,17 @@ from bcm.checkpoint import load_checkpoint, save_checkpoint
 from bcm.networks import build_network
 from bcm.precond import BCM
 from bcm.training import StepMetrics, TrainState, fit
+from bcm.types import BCMError
 from data.cache import cached_split, default_cache_dir
 from data.loader import Batch, Loader
 from data.manifest import Manifest
 from pipelines import runs
-from pipelines.config import USER_ERRORS, Config
+from pipelines.config import Config, ConfigError
 from pipelines.metriclog import MetricLog, Point
 from pipelines.progress import Board, Meter, Progress
 
 FLUSH_SECONDS = 20.0
-"""How long a checkpoint waits for MLflow; what was not sent by then travels in the checkpoint."""
+"""How long a checkpoint waits for MLflow, at most; what was not sent by then travels in the checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +56,10 @@ def train_worker(entry: dict[str, Job]) -> None:
         reporter = Reporter(job, unsent) if rank == 0 else None
         batches = loader.batches(state.k * batch_size)
         for metrics in fit(state, _metered(batches, reporter), config.train, config.schedule, rank):
-            if reporter:
-                reporter.step(state, metrics)
+            if state.k % config.log_every == 0 or state.k == config.train.iterations:
+                mean = _over_workers(metrics, world_size)
+                if reporter:
+                    reporter.point(state, mean)
             if state.k % config.checkpoint_every == 0 or state.k == config.train.iterations:
                 _checkpoint(job, state, reporter)
         if reporter:
@@ -65,10 +68,13 @@ def train_worker(entry: dict[str, Job]) -> None:
 
 @contextmanager
 def _final_errors(board: Board) -> Iterator[bool]:
-    """Note errors that no restart can mend on the board; yields whether an earlier attempt met one."""
+    """Note errors that no restart can mend on the board; yields whether an earlier attempt met one.
+
+    Trouble with data is not among them: a restart may find the storage answering again.
+    """
     try:
-        yield board.read()[1] is not None
-    except USER_ERRORS as error:
+        yield board.read().failure is not None
+    except (BCMError, ConfigError) as error:
         board.fail(str(error))
         raise
 
@@ -84,7 +90,7 @@ def _initial_state(config: Config, fallback: str | None) -> tuple[TrainState, li
     with _last_checkpoint(fallback) as directory:
         if directory:
             info = load_checkpoint(directory, state, config.network)
-            unsent = [Point.from_dict(point) for point in info.extra["unsent"]]
+            unsent = [Point.from_dict(point) for point in info.extra.get("unsent", [])]
     options = {"forward_sync_buffers": False, "gradient_as_bucket_view": True}
     state.loss = prepare_model(state.loss, move_to_device=False, parallel_strategy_kwargs=options)
     return state, unsent
@@ -114,11 +120,9 @@ class Reporter:
         self.meter = Meter()
         self.log = MetricLog(job.tracking_uri, job.run.mlflow_run, unsent)
 
-    def step(self, state: TrainState, metrics: StepMetrics) -> None:
-        """Called after every iteration; speaks every `log_every`."""
+    def point(self, state: TrainState, metrics: StepMetrics) -> None:
+        """Report one iteration, its losses averaged over the workers."""
         config = self.job.config
-        if state.k % config.log_every and state.k != config.train.iterations:
-            return
         speed, wait_share = self.meter.measure()
         ct, st = float(metrics.ct), float(metrics.st)
         values = {"loss_ct": ct, "loss_st": st, "N": metrics.N, "grad_norm": float(metrics.grad_norm)}
@@ -133,8 +137,22 @@ class Reporter:
 
     def close(self) -> None:
         """Send what is left and stop."""
-        self.log.flush(FLUSH_SECONDS)
+        if left := self.log.flush(FLUSH_SECONDS):
+            self.job.board.warn(
+                f"{len(left)} points of metrics have not reached MLflow; they stand in the last checkpoint. "
+                f"Send them when it answers again: --resume {self.job.run.name}"
+            )
         self.log.close()
+
+
+def _over_workers(metrics: StepMetrics, world_size: int) -> StepMetrics:
+    """The losses of the global batch: each worker has seen its share alone."""
+    if world_size == 1:
+        return metrics
+    losses = torch.stack([metrics.ct, metrics.st])
+    torch.distributed.all_reduce(losses)
+    ct, st = (losses / world_size).unbind()
+    return replace(metrics, ct=ct, st=st)
 
 
 def _metered(batches: Iterator[Batch], reporter: Reporter | None) -> Iterator[Batch]:

@@ -138,6 +138,9 @@ def test_the_documents_name_only_commands_and_files_that_exist():
             placeholder = module.rpartition(".")[2].isupper()
             if not placeholder and not (ROOT / Path(*module.split("."))).with_suffix(".py").is_file():
                 wrong.append(f"{path.name}: python -m {module}")
+        for name in re.findall(r"pipelines\.train ([a-z][\w-]*)", text):
+            if name not in RECIPES:
+                wrong.append(f"{path.name}: recipe {name}")
         for target in re.findall(r"`make ([\w-]+)", text):
             if not re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE):
                 wrong.append(f"{path.name}: make {target}")

@@ -82,7 +82,17 @@ def test_extreme_uniforms_stay_on_the_grid(extreme: float, pairs: str):
             assert (times.t_prime != times.t_n).all() and times.weight_st.isfinite().all()
 
 
-@pytest.mark.parametrize("wrong", [{"s0": 1}, {"s0": 20, "s1": 10}, {"t_min": 0.0}, {"p_std": 0.0}, {"pairs": "wid"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"s0": 1},
+        {"s0": 20, "s1": 10},
+        {"p_mean": float("nan")},
+        {"p_std": 0.0},
+        {"rho": float("inf")},
+        {"pairs": "wid"},
+    ],
+)
 def test_wrong_numbers_are_refused(wrong: dict):
     with pytest.raises(BCMError, match="schedule"):
         ScheduleConfig(**wrong)

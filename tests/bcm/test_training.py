@@ -151,7 +151,15 @@ def test_unfinished_and_foreign_checkpoints_are_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"iterations": 0}, {"batch_size": 0}, {"learning_rate": 0.0}, {"ema_rate": 1.0}, {"seed": -1}]
+    "wrong",
+    [
+        {"iterations": 0},
+        {"batch_size": 0},
+        {"learning_rate": 0.0},
+        {"learning_rate": float("inf")},
+        {"ema_rate": 1.0},
+        {"seed": -1},
+    ],
 )
 def test_wrong_numbers_are_refused(wrong: dict):
     with pytest.raises(BCMError, match="train"):

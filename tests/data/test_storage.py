@@ -51,9 +51,7 @@ def test_listing(place: str) -> None:
 def test_trees_round_trip(place: str, tmp_path: Path) -> None:
     contents = {"a.bin": os.urandom(100_000), "sub/b.json": b"{}", "sub/deep/c": b""}
     for name, payload in contents.items():
-        (tmp_path / "from" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "from" / name).write_bytes(payload)
-    storage.upload_tree(tmp_path / "from", place)
+        storage.write_bytes(storage.join(place, name), payload)
     storage.download_tree(place, tmp_path / "to")
     copied = {
         path.relative_to(tmp_path / "to").as_posix(): path.read_bytes()

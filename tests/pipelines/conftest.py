@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from servers import free_port
 from world import NAME, STEP, Command, Main, Outcome, World
 
 from bcm.checkpoint import save_checkpoint
@@ -97,3 +98,11 @@ def ray_session() -> Iterator[None]:
     """One private Ray for all tests of a file that ask for it."""
     with local.session(cpus=2, worker_logs=False):
         yield
+
+
+@pytest.fixture
+def no_server(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of an MLflow server that is down."""
+    uri = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv(tracking.URI_VARIABLE, uri)
+    return uri

@@ -5,25 +5,34 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from servers import free_port
+from spoil import (
+    LISTED,
+    READ,
+    Spoil,
+    flip_a_byte,
+    of_unknown_kind,
+    says_so,
+    unfinished,
+    wider,
+    with_a_list_of_schedules,
+    with_another_record,
+    with_cut_index,
+    with_cut_record,
+    with_cut_schedules,
+    with_disordered_schedules,
+    with_misnamed_schedules,
+    without_weights,
+)
 from world import NAME, STEP, Command, Outcome, World, edit_json
 
-from bcm.checkpoint import INDEX
 from bcm.inference import SCHEDULES
 from data.manifest import MANIFEST_NAME
-from data.shards import Sample, load_manifest, write_manifest, write_split
 from pipelines import models, runs, tracking
-from pipelines.config import parse
 from pipelines.evaluate import SCORES
-from pipelines.recipes import recipe
-from pipelines.train import TrainOptions, train
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("prepare", "train", "evaluate", "tune", "register", "sample", "picture", "quickstart")
@@ -33,12 +42,6 @@ OPENING = ("evaluate", "tune", "register", "sample", "picture")
 
 def tree(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-
-
-def flip_a_byte(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 # ---- options
@@ -150,54 +153,6 @@ def scores(world: World) -> dict[str, Any]:
     return {"k": STEP, "schedules": schedules, "scores": {"mse_nfe4": 0.01}}
 
 
-Spoil = Callable[[World], None]
-
-
-def wider(world: World) -> None:
-    edit_json(world.checkpoint / INDEX, lambda entry: entry["network"].update(width=16))
-
-
-def of_unknown_kind(world: World) -> None:
-    edit_json(world.checkpoint / INDEX, lambda entry: entry["network"].update(kind="unet"))
-
-
-def with_cut_index(world: World) -> None:
-    path = world.checkpoint / INDEX
-    path.write_text(path.read_text()[:100])
-
-
-def unfinished(world: World) -> None:
-    (world.checkpoint / INDEX).unlink()
-
-
-def without_weights(world: World) -> None:
-    (world.checkpoint / "ema.safetensors").unlink()
-
-
-def with_cut_schedules(world: World) -> None:
-    (world.run / SCHEDULES).write_text('{"sample-2": {"kind"')
-
-
-def with_a_list_of_schedules(world: World) -> None:
-    (world.run / SCHEDULES).write_text("[1, 2]")
-
-
-def with_disordered_schedules(world: World) -> None:
-    (world.run / SCHEDULES).write_text('{"sample-2": {"kind": "ancestral", "times": [0.002, 90, 80]}}')
-
-
-def with_misnamed_schedules(world: World) -> None:
-    (world.run / SCHEDULES).write_text('{"sample-7": {"kind": "ancestral", "times": [0.002, 1, 80]}}')
-
-
-def with_cut_record(world: World) -> None:
-    (world.run / runs.RECORD).write_text('{"name": ')
-
-
-def with_another_record(world: World) -> None:
-    (world.run / runs.RECORD).write_text('{"name": "x"}')
-
-
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -245,62 +200,6 @@ def test_a_picture_that_cannot_be_written_is_named(command: Command, world: Worl
 
 
 # ---- data
-
-
-def without_manifest(world: World) -> None:
-    (world.data / MANIFEST_NAME).unlink()
-
-
-def with_cut_manifest(world: World) -> None:
-    path = world.data / MANIFEST_NAME
-    path.write_text(path.read_text()[:500])
-
-
-def with_wrong_counts(world: World) -> None:
-    edit_json(world.data / MANIFEST_NAME, lambda entry: entry["splits"]["train"].update(count=1499))
-
-
-def without_shard(world: World) -> None:
-    (world.data / "train-000001.tar").unlink()
-
-
-def with_truncated_shard(world: World) -> None:
-    with (world.data / "train-000001.tar").open("r+b") as file:
-        file.truncate(100_000)
-
-
-def with_damaged_shard(world: World) -> None:
-    flip_a_byte(world.data / "train-000001.tar")
-
-
-def with_a_large_image(world: World) -> None:
-    """A set whose manifest says 8x8, and fits its shards in all but the size of the images."""
-    images = np.zeros((40, 9, 9), dtype=np.uint8)
-    samples = [Sample(key=f"large{i:02d}", image=image, label=0) for i, image in enumerate(images)]
-    before = load_manifest(str(world.data))
-    splits = {**before.splits, "train": write_split(str(world.data), "train", samples)}
-    write_manifest(str(world.data), replace(before, splits=splits))
-
-
-LISTED: list[tuple[Spoil, str]] = [
-    (without_manifest, "there is no data set at {data} (no manifest.json)"),
-    (with_cut_manifest, "{data}/manifest.json is not valid JSON"),
-    (with_wrong_counts, "{data}/manifest.json is not a valid manifest: the shards hold 1500 images"),
-    (without_shard, "{data}/train-000001.tar is missing"),
-    (with_truncated_shard, "{data}/train-000001.tar has 100000 bytes, but the manifest states "),
-]
-"""What shows without reading a shard."""
-READ: list[tuple[Spoil, str]] = [
-    (with_damaged_shard, "{data}/train-000001.tar is damaged: its "),
-    (with_a_large_image, "{data}/train-000000.tar: sample large00: the image is 9x9 with 1 channels, but the manifest"),
-]
-"""What shows when the shards are read."""
-REMEDIES = ("python -m pipelines.prepare", "write it again", "write the set again", "write the whole set again")
-
-
-def says_so(outcome: Outcome, said: str, world: World) -> None:
-    assert said.format(data=world.data) in outcome.error
-    assert any(remedy in outcome.error for remedy in REMEDIES), outcome.error
 
 
 @pytest.mark.parametrize(("spoil", "said"), LISTED + READ)
@@ -357,18 +256,10 @@ def test_scores_of_something_else_are_not_registered(command: Command, world: Wo
 def test_scores_of_the_newest_checkpoint_may_be_registered(command: Command, world: World):
     (world.run / SCORES).write_text(json.dumps(scores(world)))
     outcome = command("register", str(world.run), "--dry-run")
-    assert outcome.out == f"would register {world.checkpoint} as bcm-digits with {{'mse_nfe4': 0.01}}\n"
+    assert outcome.out == f"would register {world.checkpoint} as bcm-digits-smoke with {{'mse_nfe4': 0.01}}\n"
 
 
 # ---- MLflow
-
-
-@pytest.fixture
-def no_server(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The address of an MLflow server that is down."""
-    uri = f"http://127.0.0.1:{free_port()}"
-    monkeypatch.setenv(tracking.URI_VARIABLE, uri)
-    return uri
 
 
 @pytest.mark.parametrize("module", ["evaluate", "tune", "register"])
@@ -393,100 +284,6 @@ def test_a_store_that_does_not_know_the_run_is_named(command: Command, world: Wo
     for module in ("evaluate", "tune"):
         error = command(module, str(world.run)).error
         assert f"the run {'0' * 32} of {NAME} cannot be found" in error and world.mlflow in error
-
-
-# ---- training
-
-
-@pytest.fixture
-def train_digits(command: Command, world: World) -> Command:
-    """`pipelines.train digits-smoke` on the world's data, as typed; what it finds wrong it finds before Ray starts."""
-
-    def run(*arguments: str) -> Outcome:
-        place = ("--storage", str(world.runs), "--data", str(world.data))
-        return command("train", "digits-smoke", *place, *arguments)
-
-    return run
-
-
-@pytest.fixture
-def train_in_session(command: Command, world: World, ray_session: None) -> Command:
-    """The same in a Ray that runs already."""
-
-    def main(argv: Sequence[str]) -> None:
-        train(parse(TrainOptions, argv[1:], "train", TrainOptions(config=recipe(argv[0]))))
-
-    def run(*arguments: str) -> Outcome:
-        return command(main, "digits-smoke", "--storage", str(world.runs), "--data", str(world.data), *arguments)
-
-    return run
-
-
-def new_runs(world: World) -> Iterable[str]:
-    return {path.name for path in world.runs.iterdir()} - {NAME}
-
-
-@pytest.mark.parametrize(("spoil", "said"), LISTED + READ)
-def test_training_refuses_shards_that_are_not_whole(train_digits: Command, world: World, spoil: Spoil, said: str):
-    spoil(world)
-    says_so(train_digits(), said, world)
-    assert not new_runs(world)
-
-
-def test_training_refuses_what_cannot_work(train_digits: Command, world: World, tmp_path: Path):
-    (tmp_path / "file").write_text("")
-    error = train_digits("--storage", f"{tmp_path}/file/runs").error
-    assert f"cannot write to {tmp_path}/file/runs" in error and "choose another path" in error
-    error = train_digits("--network.image-channels", "3").error
-    assert f"(8 px, 3 channels), but {world.data} holds digits (8 px, 1 channels)" in error
-    error = train_digits("--dataset", "cifar10").error
-    assert "trains on cifar10" in error and "Give --data" in error
-    assert "network.classes is 7" in train_digits("--network.classes", "7").error
-    assert not new_runs(world)
-
-
-def test_training_refuses_more_than_the_cluster_has(train_in_session: Command, world: World):
-    error = train_in_session("--scaling.workers", "16").error
-    assert "16 workers" in error and "ask for fewer workers" in error
-    assert not new_runs(world)
-
-
-def test_training_refuses_to_resume_what_does_not_fit(train_digits: Command, world: World):
-    assert f"did you mean '{NAME}'?" in train_digits("--resume", NAME[:-1] + "x").error
-    assert "no run and no finished checkpoint at" in train_digits("--resume", "").error
-    error = train_digits("--resume", NAME, "--network.width", "16").error
-    assert f"run {NAME} cannot be resumed with other options: network.width was 8, now 16" in error
-    edit_json(world.data / MANIFEST_NAME, lambda entry: entry["splits"].pop("test"))
-    assert "trained on another data set" in train_digits("--resume", NAME).error
-
-
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        (wider, "holds another architecture: width is 16, not 8"),
-        (without_weights, "{checkpoint}/ema.safetensors is missing or does not match the SHA-256"),
-    ],
-)
-def test_training_refuses_to_resume_from_a_wrong_checkpoint(
-    train_digits: Command, world: World, spoil: Spoil, said: str
-):
-    spoil(world)
-    assert said.format(checkpoint=world.checkpoint) in train_digits("--resume", NAME).error
-
-
-def test_training_refuses_to_resume_a_run_that_mlflow_does_not_know(train_in_session: Command, world: World):
-    edit_json(world.run / runs.RECORD, lambda entry: entry.update(mlflow_run="0" * 32))
-    assert f"the run {'0' * 32} cannot be continued" in train_in_session("--resume", NAME).error
-
-
-def test_training_leaves_no_run_behind_where_mlflow_is_down(train_digits: Command, world: World, no_server: str):
-    error = train_digits().error
-    assert f"MLflow at {no_server}: " in error and "mlflow server" in error
-    assert not new_runs(world)
-
-
-def test_training_wants_the_recipe_first(command: Command):
-    assert "the recipe comes before --dry-run" in command("train", "--dry-run", "digits").error
 
 
 # ---- the real thing

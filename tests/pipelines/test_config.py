@@ -83,10 +83,10 @@ def test_a_value_of_another_kind_is_refused(part: str, key: str, value: object):
         Config.from_dict(entry)
 
 
-@pytest.mark.parametrize("workers", [3, 128])
+@pytest.mark.parametrize("workers", [3, 256])
 def test_a_batch_that_does_not_divide_is_refused(workers: int):
     config = recipe("digits")
-    with pytest.raises(ConfigError, match=f"batch-size 64 does not divide among scaling.workers {workers}"):
+    with pytest.raises(ConfigError, match=f"batch-size 128 does not divide among scaling.workers {workers}"):
         replace(config, scaling=replace(config.scaling, workers=workers))
 
 
@@ -134,7 +134,7 @@ def test_help_shows_every_option_with_the_recipes_default(capsys: pytest.Capture
     shown = " ".join(capsys.readouterr().out.split())
     for key in flatten(recipe("digits").to_dict()):
         assert re.search(f"--{re.escape(key.replace('_', '-'))}[ ,]", shown), key
-    assert "(default: 0.002)" in shown
+    assert "(default: 0.003)" in shown
 
 
 @pytest.mark.parametrize("kind", [BCMError, ClusterError, ConfigError, DataError, TrackingError])

@@ -67,9 +67,9 @@ def test_moments_in_batches_are_those_of_the_whole(train_and_test: tuple[CachedS
 
 def test_real_images_as_samples_are_at_no_distance(train_and_test: tuple[CachedSplit, CachedSplit]):
     train, test = train_and_test
-    half = [Moments.of(pixels(images_of(train, i, i + 750))) for i in (0, 750)]
-    assert scoring.sample_distance(half, moments_of(train)) == pytest.approx(0, abs=1e-6)
-    between = scoring.sample_distance([moments_of(test)], moments_of(train))
+    halves = [Moments.of(pixels(images_of(train, i, i + 750))) for i in (0, 750)]
+    assert scoring.sample_distance(halves[0] + halves[1], moments_of(train)) == pytest.approx(0, abs=1e-6)
+    between = scoring.sample_distance(moments_of(test), moments_of(train))
     assert between == pytest.approx(frechet(rows(test), rows(train)), rel=1e-4)
     assert between > 0.1
 
@@ -77,7 +77,7 @@ def test_real_images_as_samples_are_at_no_distance(train_and_test: tuple[CachedS
 def test_samples_that_are_not_finite_are_infinitely_far(train_and_test: tuple[CachedSplit, CachedSplit]):
     train, _ = train_and_test
     broken = Moments.of(torch.full((4, 64), math.nan))
-    assert scoring.sample_distance([moments_of(train), broken], moments_of(train)) == math.inf
+    assert scoring.sample_distance(moments_of(train) + broken, moments_of(train)) == math.inf
 
 
 def test_the_labeller_knows_the_held_out_digits(train_and_test: tuple[CachedSplit, CachedSplit]):

@@ -6,11 +6,13 @@ import torch
 from bcm import rng
 from bcm.schedule import ScheduleConfig, draw_times
 from bcm.training import TrainConfig
-from bcm.types import from_uint8
+from bcm.types import BCMError, from_uint8
 from data.cache import cached_split
+from data.errors import DataError
 from data.loader import Loader
 from data.sources import prepare
 from pipelines import worker
+from pipelines.progress import Seen
 
 BATCH = 32
 SEED = 3
@@ -75,16 +77,16 @@ def test_an_error_no_restart_can_mend_is_posted_on_the_board():
 
     class Board:
         def read(self):
-            return None, posted[0] if posted else None
+            return Seen(failure=posted[0] if posted else None)
 
         def fail(self, message):
             posted.append(message)
 
-    from data.errors import DataError
-
-    with pytest.raises(DataError), worker._final_errors(Board()) as failed:  # type: ignore[arg-type]
+    with pytest.raises(BCMError), worker._final_errors(Board()) as failed:  # type: ignore[arg-type]
         assert not failed
-        raise DataError("shard lost")
+        raise BCMError("diverged")
     with worker._final_errors(Board()) as failed:  # type: ignore[arg-type]
         assert failed
-    assert posted == ["shard lost"]
+    with pytest.raises(DataError), worker._final_errors(Board()):  # type: ignore[arg-type]
+        raise DataError("the store does not answer")
+    assert posted == ["diverged"]
