@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -32,7 +32,8 @@ class Job:
     config: Config
     run: runs.Run
     manifest: Manifest
-    tracking_uri: str
+    tracking_uri: str = field(repr=False)
+    """May hold a password; Ray keeps the printed form of a job."""
     board: Board
     fallback: str | None
     """URL of the checkpoint to go on from when Ray has none: its record of an interrupted run can be lost."""
