@@ -17,7 +17,7 @@ test: $(INSTALLED)  ## every test, the slow ones too
 check: $(INSTALLED)  ## style, types and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --project pyproject.toml
 	$(BIN)/lint-imports
 
 lock:  ## pin what pyproject.toml asks for, from a fresh environment
