@@ -16,50 +16,6 @@ from cluster.local import LocalCluster, session
 
 BIN = Path(sys.executable).parent
 
-TRAIN = """
-import os
-import tempfile
-from pathlib import Path
-
-import pyarrow.fs
-import ray
-import ray.train
-import s3fs
-import torch
-import torch.distributed
-from ray.train.torch import TorchTrainer
-
-from cluster import scaling
-from cluster.local import session
-
-
-def loop() -> None:
-    total = torch.ones(1)
-    torch.distributed.all_reduce(total)
-    nodes = [None] * 2
-    torch.distributed.all_gather_object(nodes, ray.util.get_node_ip_address())
-    context = ray.train.get_context()
-    assert os.environ["FLAVOUR"] == "plain"
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "sum.txt").write_text(f"{total.item():g} on {len(set(nodes))} nodes")
-        checkpoint = ray.train.Checkpoint.from_directory(folder) if context.get_world_rank() == 0 else None
-        ray.train.report({"sum": total.item()}, checkpoint=checkpoint)
-
-
-with session():
-    options = scaling.ScalingOptions(workers=2)
-    scaling.check_resources(options)
-    run = scaling.run_config(
-        options,
-        name="first",
-        storage_path="runs/here",
-        storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(s3fs.S3FileSystem())),
-        worker_env={"FLAVOUR": "plain"},
-    )
-    result = scaling.fit(TorchTrainer(loop, scaling_config=scaling.scaling_config(options), run_config=run))
-    print("sum", result.metrics["sum"])
-"""
-
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, S3Server]]:
@@ -77,10 +33,9 @@ def cluster(store: tuple[Path, S3Server]) -> Iterator[LocalCluster]:
 
 @pytest.fixture
 def code(tmp_path: Path) -> Path:
-    """A working directory to ship: our package and two jobs."""
+    """A working directory to ship: our package and a job."""
     package = Path(__file__).resolve().parents[2] / "cluster"
     (tmp_path / "cluster").symlink_to(package)
-    (tmp_path / "train.py").write_text(TRAIN)
     (tmp_path / "fail.py").write_text("import sys; print('about to fail'); sys.exit(7)")
     return tmp_path
 
@@ -120,19 +75,6 @@ def test_a_stopped_job_is_no_success(
     script = "import time; print('waiting', flush=True); time.sleep(600)"
     assert submit.submit(cluster.job_address, ["python", "-c", script], working_dir=code, env_vars={}) != 0
     assert "STOPPED" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_two_nodes_train_together_and_leave_a_checkpoint_in_the_store(
-    cluster: LocalCluster, code: Path, store: tuple[Path, S3Server], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert submit.submit(cluster.job_address, ["python", "train.py"], working_dir=code, env_vars={}) == 0
-    output = capsys.readouterr().out
-    assert "sum 2.0" in output
-    root, server = store
-    assert server.env["AWS_SECRET_ACCESS_KEY"] not in output
-    written = list((root / "runs" / "here" / "first").glob("checkpoint_*/sum.txt"))
-    assert [path.read_text() for path in written] == ["2 on 2 nodes"]
 
 
 def test_an_address_without_a_server_is_named(code: Path) -> None:
