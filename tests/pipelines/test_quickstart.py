@@ -51,28 +51,20 @@ def watch(process: subprocess.Popen[str], started: set[psutil.Process]) -> int:
         return 0
 
 
-def any_runs(started: set[psutil.Process], actor: str) -> bool:
-    for process in started:
-        try:
-            if f"ray::{actor}" in " ".join(process.cmdline()):
-                return True
-        except psutil.Error:
-            continue
-    return False
-
-
-@pytest.mark.parametrize("actor", ["RayTrainWorker", "trial"])
-def test_stopped_in_training_or_tuning_it_leaves_no_process(tmp_path: Path, actor: str):
+@pytest.mark.parametrize("stage", ["2/7 train", "3/7 tune"])
+def test_stopped_in_training_or_tuning_it_leaves_no_process(tmp_path: Path, stage: str):
     process, started = start(tmp_path), set()
-    until = time.monotonic() + 240
-    while not any_runs(started, actor):
-        assert process.poll() is None and time.monotonic() < until, (tmp_path / "log.txt").read_text()[-3000:]
-        watch(process, started)
+    until, log = time.monotonic() + 240, tmp_path / "log.txt"
+    while stage not in log.read_text():
+        assert process.poll() is None and time.monotonic() < until, log.read_text()[-3000:]
         time.sleep(0.3)
+    time.sleep(6)  # Ray's workers are being started
+    watch(process, started)
+    assert started
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=120) == 130
-    log = (tmp_path / "log.txt").read_text()
-    assert "Traceback" not in log and "4/7" not in log
+    assert "Traceback" not in log.read_text()
+    assert f"{int(stage[0]) + 1}/7" not in log.read_text()
     time.sleep(1)
     assert not left(started)
 
@@ -92,6 +84,6 @@ def test_it_ends_with_a_registered_model_and_leaves_no_process(tmp_path: Path):
     picture = Image.open(tmp_path / "runs" / "quickstart.png")
     assert picture.width > 600 and picture.height > 300
     client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
-    assert client.get_model_version_by_alias("bcm-digits-smoke", "champion").version == "1"
+    assert str(client.get_model_version_by_alias("bcm-digits-smoke", "champion").version) == "1"
     for shown in ("mlflow ui", "pipelines.sample models:/bcm-digits-smoke@champion", "labels kept", "invert-2"):
         assert shown in log
