@@ -113,7 +113,7 @@ def test_a_killed_driver_resumes_and_changes_nothing(unbroken: dict[str, bytes],
     processes = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    _, alive = psutil.wait_procs(processes, timeout=60)
+    _, alive = psutil.wait_procs(processes, timeout=15)
     for left in alive:
         left.kill()
     run = only_run(cwd)
