@@ -1,12 +1,12 @@
 """Times and labels as vectors."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bcm.networks.layers import linear
 from bcm.types import BCMError, Labels, Times
 
 
@@ -21,47 +21,102 @@ class Fourier(nn.Module):
     def __init__(self, frequencies: int, scale: float) -> None:
         """Draw the frequencies."""
         super().__init__()
+        self.size = 2 * frequencies
         self.register_buffer("frequencies", torch.randn(frequencies) * scale)
         self.frequencies: Tensor
 
     def forward(self, times: Times) -> Tensor:
-        """Map (B,) to (B, 2 frequencies) in the dtype of the frequencies; the logarithm keeps that of `times`."""
+        """Map (B,) to (B, size) in the dtype of the frequencies; the logarithm keeps that of `times`."""
         c = (times.log() / 4).to(self.frequencies.dtype)
         angles = c[:, None] * (2 * math.pi * self.frequencies)
         return torch.cat((angles.sin(), angles.cos()), dim=1)
 
 
-class TimeEmbedding(nn.Module):
-    """The vector every residual block reads: features of t, or of t and u, through two dense layers, plus the label's.
-
-    Two times are concatenated and double the widths (Section 3.1).
+class Positional(nn.Module):
+    """Positional features of c = 250 ln(t): cat(cos, sin)(w c), with w falling geometrically from 1 to 1 / 10,000.
 
     Args:
-        width: frequencies of each time.
+        size: how many features, even.
+    """
+
+    def __init__(self, size: int) -> None:
+        """Note the size."""
+        super().__init__()
+        self.size = size
+
+    def forward(self, times: Times) -> Tensor:
+        """Map (B,) to (B, size) float32; the logarithm keeps the dtype of `times`."""
+        half = self.size // 2
+        powers = torch.arange(half, dtype=torch.float64, device=times.device) / half
+        # c reaches 1,500: rounded elsewhere, its cosine would leave that of published weights in the fourth digit.
+        c = 250 * times.log().float()
+        angles = c[:, None] * torch.exp(-math.log(10_000) * powers).float()
+        return torch.cat((angles.cos(), angles.sin()), dim=1)
+
+
+class TimeEmbedding(nn.Module):
+    """The vector every residual block reads: features of the times through two dense layers, plus the label's.
+
+    Two joint times are concatenated and double the widths (Section 3.1). Two projected times have two dense layers
+    each; a matrix that starts as [I, 0] reduces the two vectors to one, so that u is ignored at first and the rest may
+    come from a network of one time (Section 3.2, Appendix C.1).
+
+    Args:
+        features: the features of one time.
+        dense: makes a dense layer of so many inputs and outputs.
+        width: a quarter of the size of the vector for one time.
         times: 1 embeds t, 2 embeds t and u.
-        scale: standard deviation of the frequencies, which t and u share.
+        form: of two times, joint or projected.
         classes: number of labels, 0 for none.
     """
 
-    def __init__(self, width: int, times: int, scale: float, classes: int) -> None:
+    def __init__(
+        self,
+        features: Fourier | Positional,
+        dense: Callable[[int, int], nn.Linear],
+        *,
+        width: int,
+        times: int,
+        form: str,
+        classes: int,
+    ) -> None:
         """Make the layers."""
         super().__init__()
-        self.times = times
-        self.size = 4 * width * times
-        self.fourier = Fourier(width, scale)
-        self.dense0 = linear(2 * width * times, self.size)
-        self.dense1 = linear(self.size, self.size)
+        projected = times == 2 and form == "projected"
+        self.joint = times == 2 and form == "joint"
+        self.size = 4 * width * (2 if self.joint else 1)
+        self.features = features
+        self.dense0 = dense(features.size * (2 if self.joint else 1), self.size)
+        self.dense1 = dense(self.size, self.size)
+        self.end0 = dense(features.size, self.size) if projected else None
+        self.end1 = dense(self.size, self.size) if projected else None
+        self.project = _ignore_second(self.size) if projected else None
         self.label = nn.Embedding(classes, self.size) if classes else None
 
     def forward(self, t: Times, u: Times, label: Labels | None) -> Tensor:
         """Embed times (B,) and labels (B,) as (B, size), activated."""
-        features = self.fourier(t) if self.times == 1 else torch.cat((self.fourier(t), self.fourier(u)), dim=1)
-        h = self.dense1(functional.silu(self.dense0(features)))
+        start = self._featured(t)
+        if self.joint:
+            start = torch.cat((start, self._featured(u)), dim=1)
+        h = self.dense1(functional.silu(self.dense0(start)))
+        if self.end0 is not None and self.end1 is not None and self.project is not None:
+            end = self.end1(functional.silu(self.end0(self._featured(u))))
+            h = self.project(torch.cat((h, end), dim=1))
         if self.label is not None:
             h = h + self.label(_checked(label, self.label.num_embeddings))
         elif label is not None:
             raise BCMError("labels are given to an unconditional network; leave them out, or build it with classes > 0")
         return functional.silu(h)
+
+    def _featured(self, times: Times) -> Tensor:
+        return self.features(times).to(self.dense0.weight.dtype)
+
+
+def _ignore_second(size: int) -> nn.Linear:
+    """The projection [I, 0] of two vectors of `size` to the first, without bias."""
+    layer = nn.Linear(2 * size, size, bias=False)
+    nn.init.eye_(layer.weight)
+    return layer
 
 
 def _checked(label: Labels | None, classes: int) -> Labels:

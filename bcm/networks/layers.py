@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bcm.networks.unet import Block
 from bcm.rng import Dropout
 from bcm.types import Images
 
@@ -44,6 +45,18 @@ def fir_filter() -> Tensor:
     return torch.outer(taps, taps)[None, None]
 
 
+def smoothed(x: Images, taps: Tensor, *, stride: int, padding: int, upward: bool = False) -> Images:
+    """Convolve each channel of `x` with the (1, 1, 4, 4) `taps`; `upward` puts zeros between the pixels before.
+
+    In the precision of `taps` also under autocast: CPUs are up to a hundred times slower at it in bf16.
+    """
+    convolve = functional.conv_transpose2d if upward else functional.conv2d
+    weight = taps.expand(x.shape[1], -1, -1, -1)
+    with torch.autocast(x.device.type, enabled=False):
+        y = convolve(x.to(taps.dtype), weight, stride=stride, padding=padding, groups=x.shape[1])
+    return y.to(x.dtype)
+
+
 class FIRDown(nn.Module):
     """Halve the image size: smooth, then keep every second pixel."""
 
@@ -55,8 +68,7 @@ class FIRDown(nn.Module):
 
     def forward(self, x: Images) -> Images:
         """Map (B, C, H, W) to (B, C, H/2, W/2)."""
-        channels = x.shape[1]
-        return functional.conv2d(x, self.filter.expand(channels, -1, -1, -1), stride=2, padding=1, groups=channels)
+        return smoothed(x, self.filter, stride=2, padding=1)
 
 
 class FIRUp(nn.Module):
@@ -70,14 +82,14 @@ class FIRUp(nn.Module):
 
     def forward(self, x: Images) -> Images:
         """Map (B, C, H, W) to (B, C, 2H, 2W)."""
-        channels = x.shape[1]
-        return functional.conv_transpose2d(
-            x, self.filter.expand(channels, -1, -1, -1), stride=2, padding=1, groups=channels
-        )
+        return smoothed(x, self.filter, stride=2, padding=1, upward=True)
 
 
 class PyramidDown(nn.Module):
-    """Halve the size of the input pyramid: smooth, then a 3x3 convolution at every second pixel."""
+    """The residual input pyramid: smooth, a 3x3 convolution at every second pixel, then the average with the features.
+
+    The sum is divided by sqrt 2; it is both the features and the next pyramid.
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         """Make the filter and the convolution."""
@@ -86,14 +98,43 @@ class PyramidDown(nn.Module):
         self.filter: Tensor
         self.conv = conv(inputs, outputs)
 
-    def forward(self, x: Images) -> Images:
-        """Map (B, inputs, H, W) to (B, outputs, H/2, W/2)."""
-        channels = x.shape[1]
-        smooth = functional.conv2d(x, self.filter.expand(channels, -1, -1, -1), padding=2, groups=channels)
-        return functional.conv2d(smooth, self.conv.weight, self.conv.bias, stride=2)
+    def forward(self, pyramid: Images, h: Images) -> tuple[Images, Images]:
+        """Map the pyramid (B, inputs, H, W) and features (B, outputs, H/2, W/2) to the next pyramid and features."""
+        smooth = smoothed(pyramid, self.filter, stride=1, padding=2)
+        h = (functional.conv2d(smooth, self.conv.weight, self.conv.bias, stride=2) + h).mul_(INV_SQRT2)
+        return h, h
 
 
-class ResidualBlock(nn.Module):
+class PyramidSkip(nn.Module):
+    """The skipping input pyramid: halve the image; its 1x1 convolution is added to the features."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        """Make the filter and the convolution."""
+        super().__init__()
+        self.down = FIRDown()
+        self.conv = conv(inputs, outputs, kernel=1)
+
+    def forward(self, pyramid: Images, h: Images) -> tuple[Images, Images]:
+        """Map the pyramid (B, inputs, H, W) and features (B, outputs, H/2, W/2) to the next pyramid and features."""
+        pyramid = self.down(pyramid)
+        return pyramid, self.conv(pyramid) + h
+
+
+class ToImage(nn.Module):
+    """Norm, SiLU and a 3x3 convolution that starts at zero."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        """Make the layers."""
+        super().__init__()
+        self.norm = group_norm(inputs)
+        self.conv = conv(inputs, outputs, scale=ZERO)
+
+    def forward(self, h: Images) -> Images:
+        """Map features (B, inputs, H, W) to images (B, outputs, H, W)."""
+        return self.conv(functional.silu(self.norm(h)))
+
+
+class ResidualBlock(Block):
     """The BigGAN residual block: norm, SiLU, resample, conv, + time, norm, SiLU, dropout, conv; the sum over sqrt 2.
 
     Args:
@@ -127,7 +168,7 @@ class ResidualBlock(nn.Module):
         return (self.skip(self.resample(x)) + h).mul_(INV_SQRT2)
 
 
-class Attention(nn.Module):
+class Attention(Block):
     """Self-attention of one head over all pixels, added to its input; the sum divided by sqrt 2."""
 
     def __init__(self, channels: int) -> None:

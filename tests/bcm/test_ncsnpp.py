@@ -1,12 +1,12 @@
-"""NCSN++: agreement with a published implementation, sizes, labels, times."""
+"""NCSN++: sizes, initialisation, pyramids, labels, times. Its values are checked in test_convert.py."""
 
 import math
-from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from bcm.networks import NCSNpp, NCSNppConfig
 from bcm.networks.embeddings import Fourier
@@ -14,7 +14,13 @@ from bcm.networks.layers import FIRDown, FIRUp
 from bcm.rng import Dropout, shared_dropout
 from bcm.types import BCMError
 
-GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "ncsnpp_tiny.npz"
+LSUN = dict(
+    resolution=256,
+    channel_mult=(1, 1, 2, 2, 2, 2, 2),
+    blocks=2,
+    progressive="output_skip",
+    progressive_input="input_skip",
+)
 
 
 def tiny(**changes: object) -> NCSNppConfig:
@@ -39,64 +45,6 @@ def awake(net: NCSNpp) -> NCSNpp:
     return net
 
 
-def from_song_unet(state: dict[str, Tensor], config: NCSNppConfig) -> dict[str, Tensor]:
-    """Rename the weights of EDM's SongUNet (one time, additive embedding) to ours."""
-    out = {"embedding.fourier.frequencies": state.pop("map_noise.freqs")}
-
-    def copy(source: str, target: str) -> None:
-        for kind in ("weight", "bias"):
-            if (value := state.pop(f"{source}.{kind}", None)) is not None:
-                out[f"{target}.{kind}"] = value
-
-    def block(source: str, target: str, attention: str = "") -> None:
-        for theirs, ours in (("affine", "time"), *[(n, n) for n in ("norm0", "conv0", "norm1", "conv1", "skip")]):
-            copy(f"{source}.{theirs}", f"{target}.{ours}")
-        if f"{source}.qkv.weight" in state:
-            copy(f"{source}.norm2", f"{attention}.norm")
-            # Their 3C channels are (C, 3); the 1x1 convolutions are dense layers.
-            weights = state.pop(f"{source}.qkv.weight").flatten(1).unflatten(0, (-1, 3)).unbind(1)
-            biases = state.pop(f"{source}.qkv.bias").unflatten(0, (-1, 3)).unbind(1)
-            for name, weight, bias in zip(("query", "key", "value"), weights, biases, strict=True):
-                out[f"{attention}.{name}.weight"], out[f"{attention}.{name}.bias"] = weight, bias
-            out[f"{attention}.out.weight"] = state.pop(f"{source}.proj.weight").flatten(1)
-            out[f"{attention}.out.bias"] = state.pop(f"{source}.proj.bias")
-
-    copy("map_layer0", "embedding.dense0")
-    copy("map_layer1", "embedding.dense1")
-    sizes = config.resolutions
-    copy(f"enc.{sizes[0]}x{sizes[0]}_conv", "first")
-    for level, size in enumerate(sizes):
-        block(f"enc.{size}x{size}_down", f"encoder.{level}.down")
-        copy(f"enc.{size}x{size}_aux_residual", f"encoder.{level}.pyramid_down.conv")
-        for index in range(config.blocks):
-            target = f"encoder.{level}.blocks.{index}"
-            block(f"enc.{size}x{size}_block{index}", target, target.replace("blocks", "attention"))
-    block(f"dec.{sizes[-1]}x{sizes[-1]}_in0", "middle.block0", "middle.attention")
-    block(f"dec.{sizes[-1]}x{sizes[-1]}_in1", "middle.block1")
-    for level, size in enumerate(reversed(sizes)):
-        block(f"dec.{size}x{size}_up", f"decoder.{level}.up")
-        for index in range(config.blocks + 1):
-            block(f"dec.{size}x{size}_block{index}", f"decoder.{level}.blocks.{index}", f"decoder.{level}.attention")
-    copy(f"dec.{sizes[0]}x{sizes[0]}_aux_norm", "last_norm")
-    copy(f"dec.{sizes[0]}x{sizes[0]}_aux_conv", "last")
-    assert all(name.endswith("resample_filter") for name in state), sorted(state)
-    return out
-
-
-@pytest.mark.skipif(not GOLDEN.exists(), reason=f"{GOLDEN} is absent")
-def test_reproduces_the_published_network() -> None:
-    golden = np.load(GOLDEN)
-    config = NCSNppConfig(resolution=16, width=32, blocks=1, attention=(8,), dropout=0.0, times=1)
-    net = NCSNpp(config)
-    state = {k.removeprefix("param/"): torch.from_numpy(golden[k]) for k in golden if k.startswith("param/")}
-    net.load_state_dict(from_song_unet(state, config))
-    t = torch.from_numpy(golden["t"])
-    torch.testing.assert_close(t.log() / 4, torch.from_numpy(golden["noise_input"]))
-    with torch.no_grad():
-        output = net(torch.from_numpy(golden["x"]), t, t)
-    torch.testing.assert_close(output, torch.from_numpy(golden["F"]), rtol=0, atol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("config", "millions"),
     [
@@ -104,6 +52,8 @@ def test_reproduces_the_published_network() -> None:
         (NCSNppConfig(), 61.90),
         (NCSNppConfig(times=1, blocks=8), 97.6),
         (NCSNppConfig(blocks=8), 106.3),
+        (NCSNppConfig(times=1, **LSUN), 65.57),  # pyright: ignore[reportArgumentType]
+        (NCSNppConfig(**LSUN), 72.33),  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_has_the_published_number_of_parameters(config: NCSNppConfig, millions: float) -> None:
@@ -115,8 +65,8 @@ def test_has_the_published_number_of_parameters(config: NCSNppConfig, millions: 
 
 def test_the_frequencies_are_saved_and_not_trained() -> None:
     net = NCSNpp(tiny())
-    assert "embedding.fourier.frequencies" in net.state_dict()
-    assert "embedding.fourier.frequencies" not in dict(net.named_parameters())
+    assert "embedding.features.frequencies" in net.state_dict()
+    assert "embedding.features.frequencies" not in dict(net.named_parameters())
     assert float(Fourier(4000, scale=0.02).frequencies.std()) == pytest.approx(0.02, rel=0.1)
 
 
@@ -131,6 +81,8 @@ def test_the_frequencies_are_saved_and_not_trained() -> None:
         tiny(times=1),
         tiny(classes=10),
         tiny(width=36, channel_mult=(1, 4)),
+        tiny(channel_mult=(1, 2, 1), progressive="output_skip", progressive_input="input_skip", image_channels=3),
+        tiny(embedding="projected", classes=10),
     ],
 )
 def test_output_has_the_shape_of_the_images_and_starts_near_zero(config: NCSNppConfig) -> None:
@@ -196,10 +148,10 @@ def test_images_of_a_batch_do_not_mix() -> None:
 
 
 def test_times_keep_their_precision_until_after_the_logarithm() -> None:
-    net = NCSNpp(tiny())
+    net: Any = NCSNpp(tiny())
     t = torch.tensor([0.002, 79.9], dtype=torch.float64)
-    features = net.embedding.fourier(t)
-    angles = 2 * math.pi * net.embedding.fourier.frequencies.double() * t.log()[:, None] / 4
+    features = net.embedding.features(t)
+    angles = 2 * math.pi * net.embedding.features.frequencies.double() * t.log()[:, None] / 4
     assert features.dtype == torch.float32
     torch.testing.assert_close(features.double(), torch.cat((angles.sin(), angles.cos()), 1), rtol=0, atol=1e-6)
 
@@ -247,6 +199,9 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         ({"fourier_scale": 0.0}, "fourier_scale is 0.0"),
         ({"times": 3}, "times is 3"),
         ({"classes": -1}, "classes is -1"),
+        ({"progressive": "skip"}, "progressive is 'skip'; known are none, output_skip"),
+        ({"progressive_input": "none"}, "progressive_input is 'none'"),
+        ({"embedding": "tied"}, "embedding is 'tied'; known are joint, projected"),
     ],
 )
 def test_impossible_configurations_are_refused(change: dict[str, object], message: str) -> None:
@@ -266,6 +221,28 @@ def test_dropout_acts_in_training_only_and_is_shared_in_the_context() -> None:
     torch.testing.assert_close(twice, first.repeat(2, 1, 1, 1))
     net.eval()
     assert torch.equal(net(x, t, u), net(x, t, u))
+
+
+def test_input_skip_adds_smaller_copies_of_the_input_and_output_skip_sums_larger_images() -> None:
+    net: Any = awake(
+        NCSNpp(tiny(channel_mult=(1, 2, 1), progressive="output_skip", progressive_input="input_skip", times=1))
+    )
+    x, t, u = batch(net.config)
+    seen: dict[nn.Module, tuple[Any, Any]] = {}
+    for module in net.modules():
+        module.register_forward_hook(lambda module, inputs, output: seen.update({module: (inputs, output)}))
+    output = net(x, t, u)
+    copy, sum_of_images = x, torch.zeros(3, 1, 1, 1)
+    for level in net.encoder[1:]:
+        copy = FIRDown()(copy)
+        (before, features), (after, mixed) = seen[level.pyramid]
+        assert features is seen[level.down][1] and before.shape[-1] == 2 * after.shape[-1]
+        torch.testing.assert_close(after, copy)
+        torch.testing.assert_close(mixed, features + level.pyramid.conv(copy))
+    for level in net.decoder:
+        larger = FIRUp()(sum_of_images) if sum_of_images.shape[-1] > 1 else 0
+        sum_of_images = level.image.conv(functional.silu(level.image.norm(seen[level.image][0][0]))) + larger
+    torch.testing.assert_close(output, sum_of_images)
 
 
 def test_resampling_is_the_filter_of_four_taps() -> None:
