@@ -35,6 +35,8 @@ class CheckpointInfo:
     sigma_data: float
     skipped: tuple[int, int]
     """Steps skipped for non-finite gradients: in all, and in a row now."""
+    ema_rates: tuple[float, ...]
+    """mu_EMA of each average, the serving one first; empty where that was not noted."""
     extra: dict[str, Any]
     """Whatever the writer noted: config, dataset, code version. JSON only."""
 
@@ -42,24 +44,28 @@ class CheckpointInfo:
 def save_checkpoint(
     directory: Path, state: TrainState, network: NetworkConfig, extra: Mapping[str, Any] | None = None
 ) -> None:
-    """Write weights, average, optimizer and progress of `state`; `network` rebuilds the architecture."""
+    """Write weights, averages, optimizer and progress of `state`; `network` rebuilds the architecture."""
     optimizer = {
         f"{index}.{name}": value
         for index, entry in state.optimizer.state_dict()["state"].items()
         for name, value in entry.items()
     }
-    tensors = {"model": _tensors(state.model), "ema": _tensors(state.ema.model), "optimizer": optimizer}
+    averages = {_average_file(i): _tensors(average.model) for i, average in enumerate(state.averages)}
+    tensors = {"model": _tensors(state.model), **averages, "optimizer": optimizer}
     progress = {"k": state.k, "skipped": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
+    progress |= {"ema_rates": [average.rate for average in state.averages]}
     _write(directory, tensors, {**_describe(state.model, network), **progress, "extra": dict(extra or {})})
 
 
 def load_checkpoint(directory: Path, state: TrainState, network: NetworkConfig) -> CheckpointInfo:
-    """Continue from `directory`, bit for bit; another architecture than `network` is an error."""
+    """Continue from `directory`, bit for bit; another architecture or other EMA rates are an error."""
     index = _read_index(directory)
     info = _info(directory, index)
     _check_architecture(directory, info.network, network)
+    _check_rates(directory, info.ema_rates, tuple(average.rate for average in state.averages))
     _load_weights(directory, index, "model", state.model)
-    _load_weights(directory, index, "ema", state.ema.model)
+    for i, average in enumerate(state.averages):
+        _load_weights(directory, index, _average_file(i), average.model)
     flat = _read(directory, index, "optimizer")
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in flat.items():
@@ -76,12 +82,19 @@ def save_model(directory: Path, model: BCM, network: NetworkConfig, k: int, extr
     _write(directory, {"ema": _tensors(model)}, {**_describe(model, network), "k": k, "extra": dict(extra)})
 
 
-def load_model(directory: Path, device: torch.device | str = "cpu") -> tuple[BCM, CheckpointInfo]:
-    """The model to use for inference (EMA weights, eval mode), and what its checkpoint says."""
+def load_model(
+    directory: Path, device: torch.device | str = "cpu", ema_rate: float | None = None
+) -> tuple[BCM, CheckpointInfo]:
+    """The model to use for inference (EMA weights, eval mode), and what its checkpoint says.
+
+    `ema_rate` chooses one of several averages; without it, the one that serves.
+    """
     index = _read_index(directory)
     info = _info(directory, index)
+    if ema_rate is not None and ema_rate not in info.ema_rates:
+        raise BCMError(f"checkpoint {directory} holds averages of rates {info.ema_rates}, none of {ema_rate}.")
     model = BCM(build_network(info.network), info.sigma_data)
-    _load_weights(directory, index, "ema", model)
+    _load_weights(directory, index, _average_file(0 if ema_rate is None else info.ema_rates.index(ema_rate)), model)
     return model.to(device).eval().requires_grad_(False), info
 
 
@@ -90,6 +103,10 @@ def verify_files(directory: Path) -> None:
     index = _read_index(directory)
     for name in dict(index.get("files") or {}):
         _read(directory, index, name)
+
+
+def _average_file(index: int) -> str:
+    return f"ema{index}" if index else "ema"
 
 
 def _describe(model: BCM, network: NetworkConfig) -> dict[str, Any]:
@@ -128,7 +145,9 @@ def _info(directory: Path, index: dict[str, Any]) -> CheckpointInfo:
     try:
         network = network_from_dict(index["network"])
         skipped = int(index.get("skipped", 0)), int(index.get("skipped_in_a_row", 0))
-        return CheckpointInfo(int(index["k"]), network, float(index["sigma_data"]), skipped, dict(index["extra"]))
+        rates = tuple(float(rate) for rate in index.get("ema_rates", ()))
+        sigma_data, extra = float(index["sigma_data"]), dict(index["extra"])
+        return CheckpointInfo(int(index["k"]), network, sigma_data, skipped, rates, extra)
     except (KeyError, TypeError, ValueError) as error:
         raise BCMError(f"{directory / INDEX}: {error}.") from error
 
@@ -140,6 +159,15 @@ def _check_architecture(directory: Path, found: NetworkConfig, wanted: NetworkCo
         raise BCMError(
             f"checkpoint {directory} holds another architecture: {'; '.join(differing)}. "
             "Use the recipe and network options it was trained with."
+        )
+
+
+def _check_rates(directory: Path, found: tuple[float, ...], wanted: tuple[float, ...]) -> None:
+    """Averages of other rates cannot go on; a checkpoint that notes none has the one it was trained with."""
+    if found != wanted and (found or len(wanted) > 1):
+        raise BCMError(
+            f"checkpoint {directory} holds averages of rates {found}, not {wanted}. Set train.ema-rates to what it "
+            "was trained with."
         )
 
 

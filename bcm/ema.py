@@ -17,6 +17,7 @@ class EMA:
         """Start at the weights of `model`; `rate` is mu_EMA, in [0, 1)."""
         if not 0 <= rate < 1:
             raise BCMError(f"EMA rate {rate} is outside [0, 1).")
+        self.rate = rate
         self._average: Callable[[list[Tensor], list[Tensor], int], None] = get_ema_multi_avg_fn(rate)
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
 

@@ -13,13 +13,28 @@ import torch
 from torch import Tensor
 
 from bcm import inversion, rng, samplers
-from bcm.checkpoint import load_model, save_model
-from bcm.networks import NetworkConfig
+from bcm.checkpoint import CheckpointInfo, load_model, save_model
+from bcm.networks import ADMConfig, NetworkConfig
 from bcm.precond import BCM
-from bcm.timesteps import Inversion, TimeSteps, from_dict, to_dict
+from bcm.timesteps import (
+    CONSISTENCY_CIFAR10,
+    CONSISTENCY_IMAGENET64,
+    PAPER_CIFAR10,
+    PAPER_CIFAR10_DEEP,
+    PAPER_IMAGENET64,
+    Ancestral,
+    Inversion,
+    Multistep,
+    TimeSteps,
+    from_dict,
+    to_dict,
+)
 from bcm.types import BCMError, Images, Labels
 
 SCHEDULES = "schedules.json"
+
+DEEP = 8
+"""Residual blocks a level of the deep NCSN++, which has time steps of its own."""
 
 Task = Literal["sample", "invert"]
 
@@ -36,13 +51,47 @@ class Toolkit:
     """Training iterations behind the weights."""
     schedules: Mapping[str, TimeSteps]
     """Time steps by task and NFE, such as `sample-1` or `invert-4`."""
+    denoiser: bool = False
+    """Whether f gives the mean of all images that x_t may come from (objective `edm`), and so no sample."""
 
     def __post_init__(self) -> None:
-        """Check that each schedule does what its name says."""
+        """Check that each schedule does what its name says, and that the model can follow it."""
         for name, steps in self.schedules.items():
             task = "invert" if isinstance(steps, Inversion) else "sample"
             if name != f"{task}-{steps.nfe}":
                 raise BCMError(f"schedule {name!r} holds {steps}, whose name is '{task}-{steps.nfe}'; rename it.")
+            if self.network.times == 1 and not _to_0_alone(steps):
+                raise BCMError(
+                    f"schedule {name!r} holds {steps}, but a model of one time only maps to time 0: "
+                    "it follows multistep time steps, or one step."
+                )
+
+    @staticmethod
+    def of(model: BCM, info: CheckpointInfo, schedules: Mapping[str, TimeSteps]) -> "Toolkit":
+        """A model as `load_model` gives it, with these time steps."""
+        return Toolkit(
+            model=model, network=info.network, k=info.k, schedules=schedules, denoiser=objective_of(info) == "edm"
+        )
+
+
+def _to_0_alone(steps: TimeSteps) -> bool:
+    return isinstance(steps, Multistep) or (isinstance(steps, Ancestral) and steps.nfe == 1)
+
+
+def objective_of(info: CheckpointInfo) -> str:
+    """What the weights were trained for, noted in the checkpoint by training or import; "" where it is not."""
+    config = info.extra.get("config", {})
+    return str(info.extra.get("objective") or config.get("train", {}).get("objective", ""))
+
+
+def paper_schedules(network: NetworkConfig) -> Mapping[str, TimeSteps]:
+    """The published time steps of the model nearest to `network`: ImageNet-64's for ADM, else CIFAR-10's."""
+    adm = isinstance(network, ADMConfig)
+    if network.times == 1:
+        return CONSISTENCY_IMAGENET64 if adm else CONSISTENCY_CIFAR10
+    if adm:
+        return PAPER_IMAGENET64
+    return PAPER_CIFAR10_DEEP if network.blocks >= DEEP else PAPER_CIFAR10
 
 
 def save_toolkit(directory: Path, toolkit: Toolkit, extra: Mapping[str, Any] | None = None) -> None:
@@ -56,7 +105,7 @@ def save_toolkit(directory: Path, toolkit: Toolkit, extra: Mapping[str, Any] | N
 def load_toolkit(directory: Path, device: torch.device | str = "cpu") -> Toolkit:
     """The inverse of `save_toolkit`; a missing, damaged or wrong file raises `BCMError`."""
     model, info = load_model(directory, device)
-    return Toolkit(model=model, network=info.network, k=info.k, schedules=read_schedules(directory / SCHEDULES))
+    return Toolkit.of(model, info, read_schedules(directory / SCHEDULES))
 
 
 def read_schedules(path: Path) -> dict[str, TimeSteps]:
@@ -80,6 +129,26 @@ def choose(schedules: Mapping[str, TimeSteps], task: Task, nfe: int = 0) -> Time
     return schedules[name]
 
 
+def check_task(toolkit: Toolkit, task: Task) -> None:
+    """Refuse with a `BCMError` what no time steps can make of this model."""
+    if toolkit.denoiser:
+        raise BCMError(
+            "this model is a denoiser (objective edm): one call gives the mean of the possible images, which is no "
+            "sample, and it has no inverse direction here. Train or import a consistency model."
+        )
+    if task == "invert" and toolkit.network.times == 1:
+        raise BCMError(
+            "this model has no inverse direction: it reads one time and only maps noise to images. "
+            "Invert and reconstruct with a bidirectional model; pipelines.finetune makes one of it."
+        )
+
+
+def steps_for(toolkit: Toolkit, task: Task, nfe: int = 0) -> TimeSteps:
+    """The time steps of `task` with `nfe` network calls, 0 for the most; what the model cannot do is refused."""
+    check_task(toolkit, task)
+    return choose(toolkit.schedules, task, nfe)
+
+
 def generate(toolkit: Toolkit, seeds: Sequence[int], nfe: int = 0, labels: Sequence[int] | None = None) -> Images:
     """New images (B, C, H, W), about [-1, 1], one for each seed in [0, 2^48), with `nfe` network calls."""
     ids, label = _rows(toolkit, seeds, labels)
@@ -87,8 +156,9 @@ def generate(toolkit: Toolkit, seeds: Sequence[int], nfe: int = 0, labels: Seque
     def renoise(n: int) -> Tensor:
         return _noise(toolkit, ids, rng.Stream.RENOISE, n)
 
+    steps = steps_for(toolkit, "sample", nfe)
     z = _noise(toolkit, ids, rng.Stream.SAMPLE)
-    return samplers.sample(toolkit.model, z, choose(toolkit.schedules, "sample", nfe), renoise, label)
+    return samplers.sample(toolkit.model, z, steps, renoise, label)
 
 
 def invert(
@@ -110,11 +180,11 @@ def reconstruct(
 def _inversion(
     toolkit: Toolkit, x: Images, seeds: Sequence[int], nfe: int, labels: Sequence[int] | None
 ) -> tuple[Tensor, Inversion, Labels | None]:
+    steps = steps_for(toolkit, "invert", nfe)
     ids, label = _rows(toolkit, seeds, labels)
     wanted = (len(seeds), *_shape(toolkit))
     if tuple(x.shape) != wanted:
         raise BCMError(f"images of shape {tuple(x.shape)} are given; {len(seeds)} seeds need {wanted}.")
-    steps = choose(toolkit.schedules, "invert", nfe)
     assert isinstance(steps, Inversion)
     return _noise(toolkit, ids, rng.Stream.INVERSION), steps, label
 

@@ -168,6 +168,8 @@ class Dropout(nn.Module):
             raise BCMError(f"dropout is {p}; it must lie in [0, 1)")
         self.p = p
         self.shared: _SharedMask | None = None
+        self.form: _Form | None = None
+        """That of the last mask drawn."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop values of `x`, any shape with the batch first, when training; in evaluation return it as it is."""
@@ -175,28 +177,52 @@ class Dropout(nn.Module):
             return x
         if self.shared is None:
             return nn.functional.dropout(x, self.p)
-        return self.shared.apply(x, self.p)
+        if x.shape[0] % self.shared.rows:
+            raise BCMError(
+                f"a batch of {x.shape[0]} images cannot share dropout masks of {self.shared.rows} rows; "
+                "give shared_dropout the number of images of one pass"
+            )
+        mask = self.shared.mask
+        if mask is None or mask.shape[1:] != x.shape[1:] or mask.dtype != x.dtype or mask.device != x.device:
+            mask = self._draw_like(x, self.shared)
+        return (x.reshape(-1, *mask.shape) * mask).reshape(x.shape)
+
+    def share(self, shared: "_SharedMask | None") -> None:
+        """Use this mask from now on; it is drawn at once where its form is known, so that compiled code finds it."""
+        self.shared = shared
+        if shared is not None and shared.mask is None and self.form is not None and self.training:
+            shared.draw(self.form, self.p)
+
+    def _draw_like(self, x: Tensor, shared: "_SharedMask") -> Tensor:
+        last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if last else torch.contiguous_format
+        self.form = _Form(tuple(x.shape[1:]), x.dtype, x.device, layout)
+        return shared.draw(self.form, self.p)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What one row of a mask looks like."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    layout: torch.memory_format
 
 
 @dataclass
 class _SharedMask:
-    """The mask of one layer inside `shared_dropout`, drawn at its first use."""
+    """The mask of one layer inside `shared_dropout`."""
 
     seed: int
     rows: int
     mask: Tensor | None = None
 
-    def apply(self, x: Tensor, p: float) -> Tensor:
-        if x.shape[0] % self.rows:
-            raise BCMError(
-                f"a batch of {x.shape[0]} images cannot share dropout masks of {self.rows} rows; "
-                "give shared_dropout the number of images of one pass"
-            )
-        if self.mask is None:
-            generator = torch.Generator(x.device).manual_seed(self.seed)
-            chance = torch.rand(self.rows, *x.shape[1:], generator=generator, device=x.device)
-            self.mask = (chance >= p).to(x.dtype).div_(1 - p)
-        return (x.reshape(-1, self.rows, *x.shape[1:]) * self.mask).reshape(x.shape)
+    def draw(self, form: _Form, p: float) -> Tensor:
+        generator = torch.Generator(form.device).manual_seed(self.seed)
+        chance = torch.rand(self.rows, *form.shape, generator=generator, device=form.device)
+        self.mask = (chance >= p).to(form.dtype).div_(1 - p).contiguous(memory_format=form.layout)
+        return self.mask
 
 
 @contextmanager
@@ -205,7 +231,7 @@ def shared_dropout(module: nn.Module, seed: int, rows: int) -> Generator[None]:
 
     A layer's mask depends on `seed`, on its place among the dropout layers and on the kind of device. It has `rows`
     rows, repeated where a batch holds several passes over the same images. Two copies of a network get the same masks
-    from the same seed.
+    from the same seed. Where activations are computed again in the backward pass, that must run inside too.
 
     Args:
         module: the network, wrapped or not.
@@ -221,9 +247,9 @@ def shared_dropout(module: nn.Module, seed: int, rows: int) -> Generator[None]:
     before = [layer.shared for layer in layers]
     seeds = random_words(seed, Stream.DROPOUT, 0, torch.arange(len(layers)), 1)[:, 0]
     for layer, layer_seed in zip(layers, seeds, strict=True):
-        layer.shared = _SharedMask(int(layer_seed), rows)
+        layer.share(_SharedMask(int(layer_seed), rows))
     try:
         yield
     finally:
         for layer, shared in zip(layers, before, strict=True):
-            layer.shared = shared
+            layer.share(shared)

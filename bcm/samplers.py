@@ -1,12 +1,13 @@
 """Sampling (Section 3.3): noise to images with a handful of network calls."""
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 
 from bcm.schedule import T_MAX, T_MIN
-from bcm.timesteps import Ancestral, Combined, TimeSteps, Zigzag
+from bcm.timesteps import Ancestral, Combined, Inversion, Multistep, TimeSteps, Zigzag
 from bcm.types import BCMError, Flow, Images, Labels, at_time
 
 FreshNoise = Callable[[int], Images]
@@ -49,6 +50,20 @@ def combined(f: Flow, x_T: Images, steps: Combined, noise: FreshNoise, label: La
     return zigzag(f, x_t1, Zigzag(times=taus, noise_scales=steps.noise_scales, t_min=steps.t_min), noise, label)
 
 
+@torch.no_grad()
+def multistep(f: Flow, x_T: Images, steps: Multistep, noise: FreshNoise, label: Labels | None = None) -> Images:
+    """Multistep consistency sampling (Song et al. 2023, Alg. 1): to 0, back up by fresh noise alone, to 0 again.
+
+    `f` is only asked for u = 0, so a model of one time will do.
+    """
+    x = f(x_T, at_time(steps.times[-1], x_T), at_time(steps.t_min, x_T), label)
+    for n in range(len(steps.times) - 2, -1, -1):
+        tau = steps.times[n]
+        x_tau = x + math.sqrt(tau**2 - steps.t_min**2) * noise(n)
+        x = f(x_tau, at_time(tau, x), at_time(steps.t_min, x), label)
+    return x
+
+
 def sample(f: Flow, z: Images, steps: TimeSteps, noise: FreshNoise, label: Labels | None = None) -> Images:
     """Sample by whichever algorithm `steps` belongs to, from standard normal `z` (B, C, H, W)."""
     match steps:
@@ -58,5 +73,7 @@ def sample(f: Flow, z: Images, steps: TimeSteps, noise: FreshNoise, label: Label
             return zigzag(f, steps.times[-1] * z, steps, noise, label)
         case Combined():
             return combined(f, steps.times[-1] * z, steps, noise, label)
-        case _:
-            raise BCMError(f"{steps} inverts images; sampling needs ancestral, zigzag or combined time steps.")
+        case Multistep():
+            return multistep(f, steps.times[-1] * z, steps, noise, label)
+        case Inversion():
+            raise BCMError(f"{steps} inverts images; sampling needs ancestral, zigzag, combined or multistep ones.")

@@ -108,7 +108,26 @@ class Inversion:
         return len(self.times) - 1
 
 
-TimeSteps = Ancestral | Zigzag | Combined | Inversion
+@dataclass(frozen=True, kw_only=True)
+class Multistep:
+    """Time steps of a consistency model's multistep sampling (Song et al. 2023); with one time it is one step."""
+
+    times: tuple[float, ...]
+    """The mid times in rising order, then T; each but T is also the scale of the noise added there."""
+    t_min: float = T_MIN
+    """The time that stands for 0."""
+
+    def __post_init__(self) -> None:
+        """Check order and range."""
+        _check_rising("multistep", (self.t_min, *self.times), at_least=2)
+
+    @property
+    def nfe(self) -> int:
+        """Number of network calls: one from T and one from each mid time."""
+        return len(self.times)
+
+
+TimeSteps = Ancestral | Zigzag | Combined | Inversion | Multistep
 
 PAPER_CIFAR10: dict[str, TimeSteps] = {
     "sample-1": Ancestral(),
@@ -121,11 +140,41 @@ PAPER_CIFAR10: dict[str, TimeSteps] = {
 }
 """The paper's schedules for BCM on CIFAR-10 (Appendix C.2), by task and NFE."""
 
-_KINDS: dict[str, type[Ancestral] | type[Zigzag] | type[Combined] | type[Inversion]] = {
+PAPER_CIFAR10_DEEP: dict[str, TimeSteps] = PAPER_CIFAR10 | {
+    "sample-2": Ancestral(times=(T_MIN, 0.7, T_MAX)),
+    "sample-3": Zigzag(times=(0.8, T_MAX), noise_scales=(0.4,)),
+    "sample-4": Combined(times=(0.6, T_MAX), zigzag_times=(0.3,), noise_scales=(0.14,)),
+}
+"""The same for BCM-deep on CIFAR-10 (Appendix C.2)."""
+
+PAPER_IMAGENET64: dict[str, TimeSteps] = {
+    "sample-1": Ancestral(),
+    "sample-2": Ancestral(times=(T_MIN, 2.4, T_MAX)),
+    "sample-3": Zigzag(times=(1.2, T_MAX), noise_scales=(0.1,)),
+    "sample-4": Combined(times=(3.0, T_MAX), zigzag_times=(0.4,), noise_scales=(0.12,)),
+    "invert-1": Inversion(times=(0.07, T_MAX)),
+    "invert-2": Inversion(times=(0.07, 15.0, T_MAX)),
+}
+"""The paper's schedules for BCM and BCM-deep on ImageNet-64 (Appendix C.2)."""
+
+CONSISTENCY_CIFAR10: dict[str, TimeSteps] = {
+    "sample-1": Ancestral(),
+    "sample-2": Multistep(times=(0.821, T_MAX)),
+}
+"""The schedules of improved consistency training on CIFAR-10 (Song and Dhariwal 2024)."""
+
+CONSISTENCY_IMAGENET64: dict[str, TimeSteps] = {
+    "sample-1": Ancestral(),
+    "sample-2": Multistep(times=(1.526, T_MAX)),
+}
+"""The schedules of improved consistency training on ImageNet-64 (Song and Dhariwal 2024)."""
+
+_KINDS: dict[str, type[Ancestral] | type[Zigzag] | type[Combined] | type[Inversion] | type[Multistep]] = {
     "ancestral": Ancestral,
     "zigzag": Zigzag,
     "combined": Combined,
     "inversion": Inversion,
+    "multistep": Multistep,
 }
 
 

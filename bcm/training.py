@@ -1,22 +1,29 @@
-"""Bidirectional consistency training (Algorithm 1): the state, one step, and the loop."""
+"""Training (Algorithm 1 and its variants): the state, one step, and the loop."""
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from bcm import rng
 from bcm.ema import EMA
-from bcm.losses import BCTLoss
+from bcm.networks import NetworkConfig
+from bcm.objectives import OBJECTIVES, TrainingLoss
 from bcm.precond import BCM
-from bcm.schedule import ScheduleConfig, discretization, draw_times
+from bcm.schedule import ScheduleConfig, discretization
 from bcm.types import BCMError, Labels, from_uint8
 
 MAX_SKIPPED_IN_A_ROW = 20
-"""Steps with non-finite gradients in a row after which training stops."""
+"""Steps with non-finite losses or gradients in a row after which training stops."""
+MAX_SKIPPED_AT_START = 3
+"""The same, before any step was made."""
+PRECISIONS = ("fp32", "bf16")
+"""Known values of `TrainConfig.precision`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +36,26 @@ class TrainConfig:
     """Images per step over all workers."""
     learning_rate: float = 1e-4
     """eta, of RAdam with betas (0.9, 0.999)."""
-    ema_rate: float = 0.99993
-    """mu_EMA, per step."""
+    ema_rates: tuple[float, ...] = (0.99993,)
+    """mu_EMA, per step, of each average that is kept; the first one serves."""
     seed: int = 0
     """Seed of the initial weights, the order of the images, their noise and their times."""
+    objective: str = "bct"
+    """What is minimised, a name in `bcm.objectives.OBJECTIVES`."""
+    precision: str = "fp32"
+    """Arithmetic of the network, "fp32" or "bf16" (autocast); losses and times are fp32 or wider with both."""
+    channels_last: bool = False
+    """Keep images with the channel last in memory, which suits GPUs; refused on CPU."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    accumulate: int = 1
+    """Micro-batches that a worker makes of its share of a step, one after the other."""
+    checkpoint_activations: bool = False
+    """Compute the activations again in the backward pass: less memory, more time."""
+    clip_norm: float = 0.0
+    """Gradients of a larger norm are scaled down to it; 0 for never."""
+    foreach: bool = True
+    """Let the optimizer update all weights in few large operations (RAdam has no fused form)."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -40,10 +63,24 @@ class TrainConfig:
             raise BCMError(f"train: iterations={self.iterations}, batch_size={self.batch_size} must be at least 1.")
         if not 0 < self.learning_rate < math.inf:
             raise BCMError(f"train: learning_rate={self.learning_rate} must be positive and finite.")
-        if not 0 <= self.ema_rate < 1:
-            raise BCMError(f"train: ema_rate={self.ema_rate} is outside [0, 1).")
+        if not self.ema_rates or not all(0 <= rate < 1 for rate in self.ema_rates):
+            raise BCMError(f"train: ema_rates={self.ema_rates} must be one rate or more, each in [0, 1).")
+        if len(set(self.ema_rates)) < len(self.ema_rates):
+            raise BCMError(f"train: ema_rates={self.ema_rates} names a rate twice.")
         if not 0 <= self.seed < 2**63:
             raise BCMError(f"train: seed={self.seed} is outside [0, 2^63).")
+        for name, value, known in (
+            ("objective", self.objective, sorted(OBJECTIVES)),
+            ("precision", self.precision, PRECISIONS),
+        ):
+            if value not in known:
+                raise BCMError(f"train: unknown {name} '{value}'; known are {', '.join(known)}.")
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise BCMError(
+                f"train: accumulate={self.accumulate} must divide the batch of {self.batch_size} into micro-batches."
+            )
+        if not 0 <= self.clip_norm < math.inf:
+            raise BCMError(f"train: clip_norm={self.clip_norm} must be positive and finite, or 0 for no clipping.")
 
 
 class TrainingBatch(Protocol):
@@ -71,29 +108,49 @@ class StepMetrics:
 
     k: int
     N: int
-    ct: Tensor
-    st: Tensor
+    """Grid points; 0 for an objective without grid."""
+    losses: dict[str, Tensor]
+    """The mean of each of the objective's terms."""
     grad_norm: Tensor
+    """Over all weights, before clipping."""
 
 
 class TrainState:
-    """All that training changes: weights, their average, the optimizer and the iteration k."""
+    """All that training changes: weights, their averages, the optimizer and the iteration k."""
 
     def __init__(self, model: BCM, config: TrainConfig, *, conditional: bool = False) -> None:
-        """Start from the weights of `model` at k = 0; `conditional`: whether it takes labels."""
+        """Start from the weights of `model`, on its device, at k = 0; `conditional`: whether it takes labels."""
         self.model = model
         self.conditional = conditional
-        self.loss: nn.Module = BCTLoss(model)
-        self.ema = EMA(model, config.ema_rate)
-        self.optimizer = torch.optim.RAdam(model.parameters(), lr=config.learning_rate, foreach=True)
+        self.averages = [EMA(model, rate) for rate in config.ema_rates]
+        _prepare(model, config, self.device)
+        self.loss: nn.Module = TrainingLoss(
+            model, OBJECTIVES[config.objective], bf16=config.precision == "bf16", compiled=config.compile
+        )
+        self.optimizer = torch.optim.RAdam(model.parameters(), lr=config.learning_rate, foreach=config.foreach)
         self.k = 0
         self.skipped = 0
         self.skipped_in_a_row = 0
 
     @property
+    def ema(self) -> EMA:
+        """The average that serves."""
+        return self.averages[0]
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
+
+
+def check_objective(train: TrainConfig, network: NetworkConfig) -> None:
+    """Raise `BCMError` unless the network reads as many times as the objective gives it."""
+    wanted = OBJECTIVES[train.objective].times
+    if network.times != wanted:
+        raise BCMError(
+            f"objective '{train.objective}' trains a network of {wanted} time{'s' * (wanted > 1)}, but network.times "
+            f"is {network.times}. Set network.times to {wanted}, or choose another train.objective."
+        )
 
 
 def train_step(
@@ -102,21 +159,28 @@ def train_step(
     """Algorithm 1, one iteration.
 
     Image order, noise and times depend on (seed, k, position) alone, so that the global batch is the same for any
-    number of workers; dropout masks depend on (seed, k, rank).
+    number of workers; dropout masks depend on (seed, k, rank, micro-batch).
     """
-    k, positions = state.k, batch.positions.to(state.device)
-    x = from_uint8(batch.images.to(state.device, non_blocking=True))
-    label: Labels | None = batch.labels.to(state.device) if state.conditional else None
-
-    N = discretization(k, config.iterations, schedule)
-    times = draw_times(rng.uniform(config.seed, rng.Stream.TIMES, k, positions, 2), N, schedule)
-    z = rng.normal(config.seed, rng.Stream.NOISE, k, positions, tuple(x.shape[1:]))
-
-    ct, st = state.loss(x, z, times, label, dropout_seed(config.seed, k, rank))
-    (ct + st).backward()
-    grad_norm = _update(state)
+    k, grid = state.k, OBJECTIVES[config.objective].grid
+    N = discretization(k, config.iterations, schedule) if grid else 0
+    size, rest = divmod(len(batch.positions), config.accumulate)
+    if rest:
+        raise BCMError(
+            f"a worker's {len(batch.positions)} images of a step do not divide into train.accumulate="
+            f"{config.accumulate} micro-batches; choose a divisor."
+        )
+    totals: dict[str, Tensor] = {}
+    for index in range(config.accumulate):
+        part = slice(index * size, (index + 1) * size)
+        seed = dropout_seed(config.seed, k, rank * config.accumulate + index)
+        with rng.shared_dropout(state.model, seed, rows=size), _sync(state.loss, index == config.accumulate - 1):
+            losses = _losses(state, batch, part, config, schedule, N)
+            _backward(torch.stack(list(losses.values())).sum() / config.accumulate)
+        for name, loss in losses.items():
+            totals[name] = totals.get(name, 0) + loss.detach() / config.accumulate
+    grad_norm = _update(state, config)
     state.k += 1
-    return StepMetrics(k, N, ct.detach(), st.detach(), grad_norm)
+    return StepMetrics(k, N, totals, grad_norm)
 
 
 def fit(
@@ -132,26 +196,82 @@ def fit(
         yield train_step(state, next(stream), config, schedule, rank)
 
 
-def dropout_seed(seed: int, k: int, rank: int) -> int:
-    """The seed of all dropout masks of one step on one worker."""
-    return int(rng.random_words(seed, rng.Stream.DROPOUT, k, torch.tensor([rank]), 1))
+def dropout_seed(seed: int, k: int, part: int) -> int:
+    """The seed of all dropout masks of one step on one part of its batch: a worker's, or one of its micro-batches."""
+    return int(rng.random_words(seed, rng.Stream.DROPOUT, k, torch.tensor([part]), 1))
 
 
-def _update(state: TrainState) -> Tensor:
+def _prepare(model: BCM, config: TrainConfig, device: torch.device) -> None:
+    """Turn on the switches of `config` that change the network in place."""
+    if config.channels_last:
+        if device.type == "cpu":
+            raise BCMError(
+                "train.channels-last needs a GPU: on a CPU the backward pass of torch's convolutions can crash the "
+                "process. Leave it off."
+            )
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue, reportUnknownMemberType]
+    if config.checkpoint_activations:
+        turn_on = getattr(model.F_theta, "checkpoint_blocks", None)
+        if turn_on is None:
+            raise BCMError(f"train.checkpoint-activations: {type(model.F_theta).__name__} has no blocks to checkpoint.")
+        turn_on(True)
+
+
+def _losses(
+    state: TrainState, batch: TrainingBatch, part: slice, config: TrainConfig, schedule: ScheduleConfig, N: int
+) -> dict[str, Tensor]:
+    """The mean losses of a part of the batch, with its noise and times."""
+    parameter, positions = next(state.model.parameters()), batch.positions[part].to(state.device)
+    x = from_uint8(batch.images[part].to(state.device, non_blocking=True)).to(parameter.dtype)
+    if config.channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    label: Labels | None = batch.labels[part].to(state.device) if state.conditional else None
+    uniforms = rng.uniform(config.seed, rng.Stream.TIMES, state.k, positions, 2)
+    times: Any = OBJECTIVES[config.objective].draw(uniforms, N, schedule)
+    z = rng.normal(config.seed, rng.Stream.NOISE, state.k, positions, tuple(x.shape[1:])).to(x.dtype)
+    return state.loss(x, z, times, label)
+
+
+def _backward(loss: Tensor) -> None:
+    """Gradients of a loss; those of a loss that is not finite are NaN, so that all workers see it in their sum."""
+    ones = torch.ones_like(loss)
+    loss.backward(torch.where(loss.isfinite(), ones, ones * math.nan))  # pyright: ignore[reportUnknownMemberType]
+
+
+def _sync(loss: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """DDP sums gradients over the workers in the last micro-batch alone."""
+    return nullcontext() if last or not isinstance(loss, DistributedDataParallel) else loss.no_sync()
+
+
+def _update(state: TrainState, config: TrainConfig) -> Tensor:
     """Theta <- theta - eta grad; theta_EMA follows. Non-finite gradients are counted and not applied."""
-    gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    parameters = [p for p in state.model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if math.isfinite(float(norm)):
+        if config.clip_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(parameters, config.clip_norm, norm)
         state.optimizer.step()  # pyright: ignore[reportUnknownMemberType]
-        state.ema.update(state.model)
+        for average in state.averages:
+            average.update(state.model)
         state.skipped_in_a_row = 0
     else:
-        state.skipped += 1
-        state.skipped_in_a_row += 1
-        if state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise BCMError(
-                f"training diverged: the gradients of {MAX_SKIPPED_IN_A_ROW} steps in a row, up to step {state.k}, "
-                "were not finite. Lower train.learning-rate, or look at the data, and start from an earlier checkpoint."
-            )
+        _skip(state)
     state.optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def _skip(state: TrainState) -> None:
+    """Count a step that is not made; too many in a row end training."""
+    state.skipped += 1
+    state.skipped_in_a_row += 1
+    if state.skipped == state.k + 1 == MAX_SKIPPED_AT_START:
+        raise BCMError(
+            f"training cannot start: the losses or gradients of its first {MAX_SKIPPED_AT_START} steps were not "
+            "finite. Look for NaN or infinity in the weights it starts from and for a far too large learning rate."
+        )
+    if state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+        raise BCMError(
+            f"training diverged: the losses or gradients of {MAX_SKIPPED_IN_A_ROW} steps in a row, up to step "
+            f"{state.k}, were not finite. Lower train.learning-rate, or look at the data, and start from an earlier "
+            "checkpoint."
+        )

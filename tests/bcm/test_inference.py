@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from bcm import inference, inversion, rng, samplers
+from bcm.checkpoint import load_model
 from bcm.inference import Toolkit, load_toolkit, save_toolkit
-from bcm.networks import NCSNppConfig, build_network
+from bcm.networks import ADMConfig, NCSNppConfig, NetworkConfig, build_network
 from bcm.precond import BCM
-from bcm.timesteps import PAPER_CIFAR10, Ancestral, Inversion
+from bcm.timesteps import CONSISTENCY_CIFAR10, PAPER_CIFAR10, Ancestral, Inversion, Multistep
 from bcm.types import BCMError
 
 NETWORK = NCSNppConfig(
@@ -21,12 +22,12 @@ SEEDS = [3, 2**40, 0]
 X = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(4)) * 2 - 1
 
 
-def toolkit(network: NCSNppConfig = NETWORK) -> Toolkit:
+def toolkit(network: NetworkConfig = NETWORK) -> Toolkit:
     torch.manual_seed(0)
     model = BCM(build_network(network))
     for parameter in model.parameters():
         parameter.data.add_(0.05 * torch.randn_like(parameter))
-    return Toolkit(model=model.eval(), network=network, k=7, schedules=PAPER_CIFAR10)
+    return Toolkit(model=model.eval(), network=network, k=7, schedules=inference.paper_schedules(network))
 
 
 TOOLKIT = toolkit()
@@ -125,3 +126,72 @@ def test_damaged_schedules_are_refused(tmp_path: Path, text: str | None):
     path.unlink() if text is None else path.write_text(text)
     with pytest.raises(BCMError):
         load_toolkit(tmp_path)
+
+
+# ---- models of one time
+
+ICT = toolkit(replace(NETWORK, times=1, classes=3))
+
+
+def test_a_model_of_one_time_samples_in_one_step_and_in_several():
+    label = torch.tensor([0, 2, 1])
+    x_T, to_0 = 80.0 * noise(rng.Stream.SAMPLE), torch.full((3,), 0.002)
+    one = ICT.model(x_T, torch.full((3,), 80.0), to_0, label)
+    assert torch.allclose(inference.generate(ICT, SEEDS, 1, [0, 2, 1]), one, atol=1e-6)
+    x_tau = one + (0.821**2 - 0.002**2) ** 0.5 * noise(rng.Stream.RENOISE, 0)
+    two = ICT.model(x_tau, torch.full((3,), 0.821), to_0, label)
+    assert torch.allclose(inference.generate(ICT, SEEDS, 2, [0, 2, 1]), two, atol=1e-5)
+    with pytest.raises(BCMError, match=r"needs one label in \[0, 3\)"):
+        inference.generate(ICT, SEEDS, 2, [0, 3, 1])
+
+
+@pytest.mark.parametrize("task", [inference.invert, inference.reconstruct])
+def test_a_model_of_one_time_has_no_inverse_direction(task):
+    with pytest.raises(BCMError, match=r"no inverse direction: it reads one time .* bidirectional model"):
+        task(ICT, X, SEEDS, 0, [0, 1, 2])
+
+
+@pytest.mark.parametrize("name", ["sample-2", "sample-3", "sample-4", "invert-2"])
+def test_a_model_of_one_time_follows_no_time_steps_that_need_two(name: str):
+    with pytest.raises(BCMError, match=rf"'{name}' holds .* only maps to time 0: it follows multistep time steps"):
+        replace(ICT, schedules={name: PAPER_CIFAR10[name]})
+
+
+def test_a_bidirectional_model_follows_multistep_time_steps_too():
+    steps = Multistep(times=(0.5, 2.0, 80.0))
+    model = replace(TOOLKIT, schedules={"sample-3": steps})
+    expected = samplers.sample(model.model, noise(rng.Stream.SAMPLE), steps, lambda n: noise(rng.Stream.RENOISE, n))
+    assert torch.equal(inference.generate(model, SEEDS, 3), expected)
+
+
+def test_a_denoiser_makes_no_samples():
+    denoiser = replace(ICT, denoiser=True)
+    for call in (
+        lambda: inference.generate(denoiser, SEEDS, 1, [0, 1, 2]),
+        lambda: inference.invert(denoiser, X, SEEDS, 0, [0, 1, 2]),
+        lambda: inference.check_task(denoiser, "sample"),
+    ):
+        with pytest.raises(BCMError, match=r"denoiser \(objective edm\).* consistency model"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("extra", "objective"),
+    [({}, ""), ({"config": {"train": {"objective": "edm"}}}, "edm"), ({"objective": "ct"}, "ct")],
+)
+def test_a_checkpoint_says_what_its_weights_were_trained_for(tmp_path: Path, extra: dict, objective: str):
+    save_toolkit(tmp_path, ICT, extra)
+    assert inference.objective_of(load_model(tmp_path)[1]) == objective
+    assert load_toolkit(tmp_path).denoiser == (objective == "edm")
+    assert load_toolkit(tmp_path).schedules == CONSISTENCY_CIFAR10
+
+
+def test_each_kind_of_network_starts_from_the_time_steps_published_for_it():
+    def second(network: NetworkConfig) -> tuple[float, ...]:
+        return inference.paper_schedules(network)["sample-2"].times
+
+    assert second(NETWORK) == (0.002, 1.2, 80.0)
+    assert second(replace(NETWORK, blocks=8)) == (0.002, 0.7, 80.0)
+    assert second(replace(NETWORK, times=1)) == (0.821, 80.0)
+    assert second(ADMConfig()) == (0.002, 2.4, 80.0)
+    assert second(ADMConfig(times=1)) == (1.526, 80.0)

@@ -1,108 +1,83 @@
 import pytest
 import torch
 from oracle import GaussianFlow
+from torch import Tensor
 
+from bcm import losses
 from bcm.distance import pseudo_huber
-from bcm.losses import BCTLoss, bct_loss, frozen
-from bcm.networks import NCSNppConfig, build_network
-from bcm.precond import BCM
-from bcm.rng import shared_dropout
-from bcm.schedule import T_MIN, ScheduleConfig, TrainingTimes, draw_times
+from bcm.schedule import ScheduleConfig, TrainingTimes, draw_noise_levels, draw_times
 
-G = torch.Generator().manual_seed(0)
-
-
-def tiny(dropout: float = 0.0) -> BCM:
-    torch.manual_seed(0)
-    config = NCSNppConfig(
-        image_channels=1, resolution=8, width=8, channel_mult=(1, 1), blocks=1, attention=(), dropout=dropout
-    )
-    model = BCM(build_network(config)).double()
-    for parameter in model.parameters():  # the last layer starts at zero; give every weight something to do
-        parameter.data += 0.05 * torch.randn(parameter.shape, dtype=torch.float64, generator=G)
-    return model
+G = torch.Generator().manual_seed(1)
+X = torch.rand(6, 1, 8, 8, dtype=torch.float64, generator=G) * 2 - 1
+Z = torch.randn(X.shape, dtype=torch.float64, generator=G)
+UNIFORMS = torch.rand(6, 2, dtype=torch.float64, generator=G)
+ON_GRID = {
+    "ct": losses.ct_loss,
+    "bct": losses.bct_loss,
+    "bct-eq8": losses.bct_eq8_loss,
+    "st-only": losses.st_loss,
+    "bct-official": losses.bct_official_loss,
+}
 
 
-def batch(size: int = 6) -> tuple[torch.Tensor, torch.Tensor, TrainingTimes]:
-    g = torch.Generator().manual_seed(1)
-    x = torch.rand(size, 1, 8, 8, dtype=torch.float64, generator=g) * 2 - 1
-    z = torch.randn(x.shape, dtype=torch.float64, generator=g)
-    return x, z, draw_times(torch.rand(size, 2, dtype=torch.float64, generator=g), 41, ScheduleConfig())
+def times(start_next: bool = False) -> TrainingTimes:
+    return draw_times(UNIFORMS, 41, ScheduleConfig(), start_next=start_next)
 
 
-def reference(f: BCM, x: torch.Tensor, z: torch.Tensor, times: TrainingTimes, seed: int) -> torch.Tensor:
-    """Algorithm 1 written out: four calls one after the other, one image's times at a time in the weights."""
-
-    def call(x_t: torch.Tensor, t: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-        with shared_dropout(f, seed, rows=len(x)):
-            return f(x_t, t, u)
-
-    def along(t: torch.Tensor) -> torch.Tensor:
-        return x + t.reshape(-1, 1, 1, 1) * z
-
-    zero = torch.full_like(times.t_n, T_MIN)
-    with torch.no_grad():
-        target = call(along(times.t_n), times.t_n, zero)
-    ct = pseudo_huber(call(along(times.t_next), times.t_next, zero), target)
-    x_prime = call(along(times.t_n), times.t_n, times.t_prime)
-    for parameter in f.parameters():
-        parameter.requires_grad_(False)
-    st = pseudo_huber(call(x_prime, times.t_prime, zero), target)
-    for parameter in f.parameters():
-        parameter.requires_grad_(True)
-    per_image = [
-        float(1 / (times.t_next[i] - times.t_n[i])) * ct[i] + float(1 / abs(times.t_n[i] - times.t_prime[i])) * st[i]
-        for i in range(len(x))
-    ]
-    return torch.stack(per_image).mean()
+@pytest.mark.parametrize(
+    ("name", "student", "teacher"),
+    [("ct", 1, 1), ("bct", 1, 2), ("bct-eq8", 1, 2), ("st-only", 1, 2), ("bct-official", 1, 2)],
+)
+def test_student_and_targets_are_one_batch_each(name: str, student: int, teacher: int):
+    f, f_bar = GaussianFlow(), GaussianFlow()
+    ON_GRID[name](f, f_bar, X, Z, times())
+    assert (len(f.calls), len(f_bar.calls)) == (student, teacher)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_merged_loss_and_gradients_equal_the_plain_algorithm(dropout: float):
-    f = tiny(dropout)
-    x, z, times = batch()
-    expected = reference(f, x, z, times, seed=5)
-    expected.backward()
-    gradients = [p.grad.clone() for p in f.parameters() if p.grad is not None]
-    f.zero_grad()
-    ct, st = BCTLoss(f)(x, z, times, None, 5)
-    (ct + st).backward()
-    assert torch.allclose(ct + st, expected, rtol=1e-9)
-    for found, wanted in zip((p.grad for p in f.parameters() if p.grad is not None), gradients, strict=True):
-        assert torch.allclose(found, wanted, rtol=1e-6, atol=1e-9 * float(wanted.abs().max()) + 1e-12)
-
-
-def test_outer_pass_has_frozen_parameters_but_carries_gradient_to_its_input():
-    f = tiny()
-    x, _, times = batch()
-    x_t = x.clone().requires_grad_()
-    frozen(f)(x_t, times.t_n, times.t_prime).square().sum().backward()
-    assert x_t.grad is not None and x_t.grad.abs().sum() > 0
-    assert all(p.grad is None for p in f.parameters())
-
-
-def test_frozen_follows_the_weights_and_changes_nothing():
-    f = tiny()
-    x, _, times = batch()
-    expected = f(x, times.t_n, times.t_prime)
-    assert torch.allclose(frozen(f)(x, times.t_n, times.t_prime), expected, rtol=1e-12, atol=1e-13)
-    assert all(p.requires_grad for p in f.parameters())
-
-
-def test_soft_trajectory_term_vanishes_on_the_exact_flow():
-    x, z, times = batch()
+@pytest.mark.parametrize("name", ["bct", "st-only"])
+def test_soft_trajectory_term_vanishes_on_the_exact_flow(name: str):
     f = GaussianFlow()
-    losses = bct_loss(f, f, x, z, times)
-    assert losses.st.abs().max() < 1e-6
-    assert (losses.ct > 0).all()
-    assert torch.equal(losses.bct, losses.ct + losses.st)
+    terms = ON_GRID[name](f, f, X, Z, times())
+    assert terms["st"].abs().max() < 1e-6
+    assert all((loss > 0).all() for term, loss in terms.items() if term != "st")
 
 
-def test_student_is_called_once_and_teacher_twice():
-    x, z, times = batch()
-    student, teacher = GaussianFlow(), GaussianFlow()
-    bct_loss(student, teacher, x, z, times)
-    assert len(student.calls) == 1 and len(teacher.calls) == 2
+def test_the_ablation_of_eq8_does_not_vanish_on_the_exact_flow():
+    # x + t_n z and x + t_n' z lie on different trajectories: the flaw that Eq. 9 mends.
+    f = GaussianFlow()
+    assert (losses.bct_eq8_loss(f, f, X, Z, times())["st"] > 1e-4).any()
+
+
+def test_the_ablations_share_the_terms_of_the_paper():
+    f = GaussianFlow()
+    paper = losses.bct_loss(f, f, X, Z, times())
+    assert torch.equal(losses.ct_loss(f, f, X, Z, times())["ct"], paper["ct"])
+    assert torch.equal(losses.bct_eq8_loss(f, f, X, Z, times())["ct"], paper["ct"])
+    assert torch.equal(losses.st_loss(f, f, X, Z, times())["st"], paper["st"])
+
+
+def test_diffusion_loss_is_weighted_squared_error():
+    def mean_image(x_t: Tensor, t: Tensor, u: Tensor, label: Tensor | None = None) -> Tensor:
+        assert not u.any()
+        return torch.zeros_like(x_t)
+
+    levels = draw_noise_levels(UNIFORMS, 0.5)
+    found = losses.edm_loss(mean_image, mean_image, X, Z, levels)["edm"]
+    expected = (levels.sigma**2 + 0.25) / (0.5 * levels.sigma) ** 2 * X.flatten(1).norm(dim=1) ** 2
+    assert torch.allclose(found, expected, rtol=1e-12)
+
+
+def test_labels_reach_every_image_of_a_merged_batch():
+    label = torch.arange(6)
+    seen: list[Tensor] = []
+
+    def f(x_t: Tensor, t: Tensor, u: Tensor, label: Tensor | None = None) -> Tensor:
+        assert label is not None and len(label) == len(x_t)
+        seen.append(label)
+        return x_t
+
+    losses.bct_loss(f, f, X, Z, times(), label)
+    assert [list(labels) for labels in seen] == [list(label) * 2, list(label), list(label)]
 
 
 def test_pseudo_huber_is_quadratic_near_and_linear_far():

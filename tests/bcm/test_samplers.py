@@ -5,9 +5,9 @@ import torch
 from oracle import GaussianFlow
 
 from bcm.inversion import invert, reconstruct
-from bcm.samplers import ancestral, combined, one_step, sample, zigzag
+from bcm.samplers import ancestral, combined, multistep, one_step, sample, zigzag
 from bcm.schedule import T_MAX, T_MIN
-from bcm.timesteps import PAPER_CIFAR10, Ancestral, Combined, Inversion, Zigzag
+from bcm.timesteps import PAPER_CIFAR10, Ancestral, Combined, Inversion, Multistep, Zigzag
 from bcm.types import BCMError
 
 S = 0.5
@@ -51,6 +51,28 @@ def test_combined_is_ancestral_down_to_t1_then_zigzag():
     assert f.calls == [(T_MAX, 1.2), (1.2, T_MIN), (0.1, 0.3), (0.3, T_MIN)]
     y = scale(1.2, T_MIN) * scale(T_MAX, 1.2) * T_MAX * X
     assert torch.allclose(x, scale(0.3, T_MIN) * scale(0.1, 0.3) * (y + 0.1 * noise(0)), rtol=1e-10)
+
+
+def test_multistep_follows_the_consistency_models_algorithm_call_by_call():
+    f = GaussianFlow(S)
+    x = multistep(f, T_MAX * X, Multistep(times=(0.3, 0.821, T_MAX)), noise)
+    assert f.calls == [(T_MAX, T_MIN), (0.821, T_MIN), (0.3, T_MIN)]
+    y = scale(T_MAX, T_MIN) * T_MAX * X
+    y = scale(0.821, T_MIN) * (y + (0.821**2 - T_MIN**2) ** 0.5 * noise(1))
+    y = scale(0.3, T_MIN) * (y + (0.3**2 - T_MIN**2) ** 0.5 * noise(0))
+    assert torch.allclose(x, y, rtol=1e-10)
+
+
+def test_multistep_keeps_the_spread_of_the_data_at_any_mid_times():
+    f, steps = GaussianFlow(S), Multistep(times=(0.05, 0.4, 1.526, 9.0, T_MAX))
+    x = sample(f, X, steps, noise)
+    assert len(f.calls) == steps.nfe == 5
+    assert x.std() == pytest.approx(S, rel=0.02)
+
+
+def test_multistep_with_no_mid_time_is_one_step():
+    x = multistep(GaussianFlow(S), T_MAX * X, Multistep(times=(T_MAX,)), noise)
+    assert torch.equal(x, one_step(GaussianFlow(S), T_MAX * X))
 
 
 @pytest.mark.parametrize("name", [name for name in PAPER_CIFAR10 if name.startswith("sample")])

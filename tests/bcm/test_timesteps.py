@@ -2,15 +2,37 @@ import json
 
 import pytest
 
-from bcm.timesteps import PAPER_CIFAR10, Ancestral, Combined, Inversion, Zigzag, from_dict, to_dict
+from bcm.timesteps import (
+    CONSISTENCY_CIFAR10,
+    CONSISTENCY_IMAGENET64,
+    PAPER_CIFAR10,
+    PAPER_CIFAR10_DEEP,
+    PAPER_IMAGENET64,
+    Ancestral,
+    Combined,
+    Inversion,
+    Multistep,
+    TimeSteps,
+    Zigzag,
+    from_dict,
+    to_dict,
+)
 from bcm.types import BCMError
 
+PUBLISHED = (PAPER_CIFAR10, PAPER_CIFAR10_DEEP, PAPER_IMAGENET64, CONSISTENCY_CIFAR10, CONSISTENCY_IMAGENET64)
 
-@pytest.mark.parametrize("name", sorted(PAPER_CIFAR10))
-def test_json_round_trip_and_nfe(name: str):
-    steps = PAPER_CIFAR10[name]
+
+@pytest.mark.parametrize(("name", "steps"), [item for schedules in PUBLISHED for item in schedules.items()])
+def test_json_round_trip_and_nfe(name: str, steps: TimeSteps):
     assert from_dict(json.loads(json.dumps(to_dict(steps)))) == steps
     assert steps.nfe == int(name.split("-")[1])
+
+
+@pytest.mark.parametrize(("mid", "nfe"), [((), 1), ((0.821,), 2), ((0.1, 0.821, 5.0), 4)])
+def test_multistep_costs_one_call_more_than_it_has_mid_times(mid: tuple[float, ...], nfe: int):
+    steps = Multistep(times=(*mid, 80.0))
+    assert steps.nfe == nfe
+    assert from_dict(json.loads(json.dumps(to_dict(steps)))) == steps
 
 
 @pytest.mark.parametrize(
@@ -23,6 +45,10 @@ def test_json_round_trip_and_nfe(name: str):
         (lambda: Inversion(times=(0.07, float("nan"))), "out of order"),
         (lambda: Zigzag(times=(0.8, 80.0), noise_scales=(0.9,)), "noise scale 0.9"),
         (lambda: Zigzag(times=(0.8, 80.0), noise_scales=()), "need 1 noise scales"),
+        (lambda: Multistep(times=(80.0, 0.821)), "0.821 after 80.0"),
+        (lambda: Multistep(times=()), "at least 2"),
+        (lambda: Multistep(times=(0.002, 80.0)), "0.002 after 0.002"),
+        (lambda: Multistep(times=(0.821, 90.0)), "range"),
         (lambda: Combined(times=(0.2, 80.0), zigzag_times=(0.3,), noise_scales=(0.1,)), "0.2 after 0.3"),
     ],
 )

@@ -1,5 +1,9 @@
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -8,15 +12,25 @@ import torch
 from bcm.checkpoint import load_checkpoint, load_model, save_checkpoint
 from bcm.ema import EMA
 from bcm.networks import NCSNppConfig, build_network
+from bcm.objectives import OBJECTIVES
 from bcm.precond import BCM
 from bcm.schedule import ScheduleConfig
-from bcm.training import MAX_SKIPPED_IN_A_ROW, TrainConfig, TrainState, fit, train_step
+from bcm.training import (
+    MAX_SKIPPED_AT_START,
+    MAX_SKIPPED_IN_A_ROW,
+    StepMetrics,
+    TrainConfig,
+    TrainState,
+    check_objective,
+    fit,
+    train_step,
+)
 from bcm.types import BCMError
 
 NETWORK = NCSNppConfig(
     image_channels=1, resolution=8, width=8, channel_mult=(1, 1), blocks=1, attention=(), dropout=0.1
 )
-CONFIG = TrainConfig(iterations=12, batch_size=8, learning_rate=1e-3, ema_rate=0.9)
+CONFIG = TrainConfig(iterations=12, batch_size=8, learning_rate=1e-3, ema_rates=(0.9,))
 SCHEDULE = ScheduleConfig(s0=2, s1=8)
 LEFT = torch.cat([torch.full((1, 8, 4), 255), torch.zeros(1, 8, 4)], dim=2).to(torch.uint8)
 IMAGES = torch.stack([LEFT if i % 2 else LEFT.flip(2) for i in range(40)])
@@ -36,15 +50,24 @@ def batches(k: int = 0) -> Iterator[Batch]:
         k += 1
 
 
-def start(network: NCSNppConfig = NETWORK) -> TrainState:
+def start(network: NCSNppConfig = NETWORK, config: TrainConfig = CONFIG) -> TrainState:
     torch.manual_seed(0)
-    return TrainState(BCM(build_network(network)), CONFIG, conditional=network.classes > 0)
+    return TrainState(BCM(build_network(network)), config, conditional=network.classes > 0)
 
 
 def weights(state: TrainState) -> list[torch.Tensor]:
     entries = [state.optimizer.state[p] for p in state.model.parameters() if p in state.optimizer.state]
     moments = [entry[name] for entry in entries for name in sorted(entry)]
-    return [*state.model.parameters(), *state.ema.model.parameters(), *moments]
+    averages = [p for average in state.averages for p in average.model.parameters()]
+    return [*state.model.parameters(), *averages, *moments]
+
+
+def trained(config: TrainConfig, network: NCSNppConfig = NETWORK, steps: int = 3) -> tuple[TrainState, StepMetrics]:
+    state = start(network, config)
+    for step in fit(state, batches(), config, SCHEDULE):
+        if step.k == steps - 1:
+            return state, step
+    raise AssertionError("too few iterations")
 
 
 def test_resumed_training_equals_unbroken_training_bit_for_bit(tmp_path: Path):
@@ -68,10 +91,10 @@ def test_resumed_training_equals_unbroken_training_bit_for_bit(tmp_path: Path):
 
 
 def test_training_lowers_the_loss():
-    config = TrainConfig(iterations=120, batch_size=8, learning_rate=1e-2, ema_rate=0.9)
+    config = TrainConfig(iterations=120, batch_size=8, learning_rate=1e-2, ema_rates=(0.9,))
     torch.manual_seed(0)
     state = TrainState(BCM(build_network(NETWORK)), config)
-    losses = [float(step.ct + step.st) for step in fit(state, batches(), config, ScheduleConfig(s0=2, s1=2))]
+    losses = [float(sum(step.losses.values())) for step in fit(state, batches(), config, ScheduleConfig(s0=2, s1=2))]
     assert sum(losses[-30:]) < 0.7 * sum(losses[:30])
 
 
@@ -101,9 +124,148 @@ def test_non_finite_gradients_are_counted_and_never_applied():
     train_step(state, next(batches()), CONFIG, SCHEDULE)
     assert (state.k, state.skipped) == (1, 1)
     assert all(torch.equal(p, q) for p, q in zip(before, weights(state), strict=True))
+    state.skipped, state.k = 0, 8
+    for _ in range(MAX_SKIPPED_IN_A_ROW - 2):
+        train_step(state, next(batches()), CONFIG, SCHEDULE)
     with pytest.raises(BCMError, match="diverged"):
-        for _ in range(MAX_SKIPPED_IN_A_ROW):
-            train_step(state, next(batches()), CONFIG, SCHEDULE)
+        train_step(state, next(batches()), CONFIG, SCHEDULE)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e25])
+def test_a_loss_that_is_not_finite_from_the_first_step_is_an_error(value: float):
+    state = start()
+    # The square of 1e25 is infinite in float32, and its gradients are zero: finite, yet worthless.
+    state.model.F_theta.register_forward_hook(lambda *call: call[2] * 0 + value)
+    for k in range(MAX_SKIPPED_AT_START - 1):
+        step = train_step(state, next(batches(k)), CONFIG, SCHEDULE)
+        assert not all(loss.isfinite() for loss in step.losses.values())
+    with pytest.raises(BCMError, match="cannot start: the losses or gradients of its first 3 steps were not finite"):
+        train_step(state, next(batches()), CONFIG, SCHEDULE)
+
+
+def test_micro_batches_give_the_gradients_of_the_whole_batch():
+    network, one = replace(NETWORK, dropout=0.0), replace(CONFIG, learning_rate=1e-2)
+    expected, whole = trained(one, network)
+    for accumulate in (2, 8):
+        found, parts = trained(replace(one, accumulate=accumulate), network)
+        for p, q in zip(weights(found), weights(expected), strict=True):
+            assert torch.allclose(p, q, rtol=1e-3, atol=1e-6)
+        assert all(torch.allclose(parts.losses[name], whole.losses[name], rtol=1e-4) for name in whole.losses)
+    uneven = replace(CONFIG, batch_size=9, accumulate=3)
+    with pytest.raises(BCMError, match="8 images of a step do not divide into train"):
+        train_step(start(config=uneven), next(batches()), uneven, SCHEDULE)
+
+
+def test_micro_batches_have_masks_of_their_own():
+    _, step = trained(replace(CONFIG, accumulate=2), replace(NETWORK, dropout=0.5), steps=2)
+    _, other = trained(CONFIG, replace(NETWORK, dropout=0.5), steps=2)
+    assert step.losses["ct"] != other.losses["ct"]
+
+
+def test_activation_checkpointing_changes_nothing():
+    plain, _ = trained(CONFIG)
+    again, _ = trained(replace(CONFIG, checkpoint_activations=True))
+    assert all(torch.equal(p, q) for p, q in zip(weights(plain), weights(again), strict=True))
+
+
+@pytest.mark.slow
+def test_compiled_code_changes_nothing_but_rounding(monkeypatch: pytest.MonkeyPatch):
+    """Through the compiler's front end and its autograd, where masks and gradients could be lost; not the C++."""
+    inner = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda *args, **options: inner(*args, **options, backend="aot_eager")
+    )
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    plain, _ = trained(CONFIG, replace(NETWORK, dropout=0.5))
+    compiled, _ = trained(replace(CONFIG, compile=True), replace(NETWORK, dropout=0.5))
+    for p, q in zip(weights(plain), weights(compiled), strict=True):
+        assert torch.allclose(p, q, rtol=1e-5, atol=1e-7)
+    counted = torch._dynamo.utils.counters
+    # The student, the target, the outer pass: each once, whole, and never again for new masks or weights.
+    assert counted["stats"]["unique_graphs"] == 3 and not counted["graph_break"]
+
+
+@pytest.mark.slow
+def test_two_workers_equal_one_with_the_double_batch(tmp_path: Path):
+    script, environment = Path(__file__).with_name("two_workers.py"), os.environ | {"OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE, env=environment
+        )
+        for rank in range(2)
+    ]
+    first, second = (json.loads(worker.communicate(timeout=300)[0]) for worker in workers)
+    # A loss that is not finite on one worker makes both skip the step.
+    assert first.pop("skipped") == second.pop("skipped") == 1
+    assert {name: error for name, error in first.items() if error > 1e-9} == {"float32": first["float32"]}
+    assert first["float32"] < 1e-3
+
+
+def test_clipping_bounds_the_gradient_that_is_applied():
+    config = replace(CONFIG, clip_norm=1e-3)
+    seen: list[float] = []
+    state = start(config=config)
+    state.optimizer.register_step_pre_hook(
+        lambda *_: seen.append(
+            float(torch.nn.utils.get_total_norm([p.grad for p in state.model.parameters() if p.grad is not None]))
+        )
+    )
+    step = train_step(state, next(batches()), config, SCHEDULE)
+    assert float(step.grad_norm) > 1e-3 and seen == [pytest.approx(1e-3, rel=1e-3)]
+
+
+def test_one_tensor_at_a_time_is_the_same_optimizer():
+    several, _ = trained(CONFIG)
+    single, _ = trained(replace(CONFIG, foreach=False))
+    assert all(
+        torch.allclose(p, q, rtol=1e-5, atol=1e-8) for p, q in zip(weights(several), weights(single), strict=True)
+    )
+
+
+def test_bf16_stays_near_fp32_and_keeps_fp32_weights():
+    exact, step = trained(CONFIG)
+    rough, rough_step = trained(replace(CONFIG, precision="bf16"))
+    assert {p.dtype for p in weights(rough)} == {torch.float32}
+    assert any(not torch.equal(p, q) for p, q in zip(weights(exact), weights(rough), strict=True))
+    assert all(torch.allclose(rough_step.losses[name], step.losses[name], rtol=0.1) for name in step.losses)
+
+
+def test_channels_last_on_a_cpu_is_an_error():
+    with pytest.raises(BCMError, match="channels-last needs a GPU"):
+        start(config=replace(CONFIG, channels_last=True))
+
+
+@pytest.mark.parametrize(("objective", "times"), [(name, entry.times) for name, entry in OBJECTIVES.items()])
+def test_every_objective_trains_a_network_of_its_times(objective: str, times: int):
+    config, network = replace(CONFIG, objective=objective), replace(NETWORK, times=times)
+    check_objective(config, network)
+    with pytest.raises(BCMError, match=f"'{objective}' trains a network of {times} time"):
+        check_objective(config, replace(NETWORK, times=3 - times))
+    state, step = trained(config, network)
+    assert set(step.losses) == {"edm": {"edm"}, "ct": {"ct"}, "st-only": {"st"}}.get(objective, {"ct", "st"})
+    assert state.skipped == 0 and all(loss > 0 for loss in step.losses.values())
+    assert bool(step.N) == (objective != "edm")
+
+
+def test_several_averages_are_kept_saved_and_continued(tmp_path: Path):
+    config = replace(CONFIG, ema_rates=(0.9, 0.5))
+    state, _ = trained(config)
+    alone, _ = trained(replace(CONFIG, ema_rates=(0.5,)))
+    for p, q in zip(state.averages[1].model.parameters(), alone.ema.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+    save_checkpoint(tmp_path, state, NETWORK)
+    other = start(config=config)
+    assert load_checkpoint(tmp_path, other, NETWORK).ema_rates == (0.9, 0.5)
+    assert all(torch.equal(p, q) for p, q in zip(weights(state), weights(other), strict=True))
+    for rate, average in ((None, state.averages[0]), (0.9, state.averages[0]), (0.5, state.averages[1])):
+        model, _ = load_model(tmp_path, ema_rate=rate)
+        assert all(torch.equal(p, q) for p, q in zip(model.parameters(), average.model.parameters(), strict=True))
+    with pytest.raises(BCMError, match=r"averages of rates \(0.9, 0.5\), none of 0.7"):
+        load_model(tmp_path, ema_rate=0.7)
+    with pytest.raises(BCMError, match=r"averages of rates \(0.9, 0.5\), not \(0.9,\)"):
+        load_checkpoint(tmp_path, start(), NETWORK)
 
 
 def test_ema_follows_its_formula():
@@ -157,7 +319,14 @@ def test_unfinished_and_foreign_checkpoints_are_refused(tmp_path: Path):
         {"batch_size": 0},
         {"learning_rate": 0.0},
         {"learning_rate": float("inf")},
-        {"ema_rate": 1.0},
+        {"ema_rates": (1.0,)},
+        {"ema_rates": ()},
+        {"ema_rates": (0.9, 0.9)},
+        {"objective": "bcm"},
+        {"precision": "fp16"},
+        {"accumulate": 0},
+        {"batch_size": 9, "accumulate": 2},
+        {"clip_norm": -1.0},
         {"seed": -1},
     ],
 )
