@@ -6,13 +6,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from types import FrameType
-from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
+from typing import Annotated, Any, NoReturn, TypeVar, cast, get_type_hints
 
 import tyro
 
-from bcm.networks import NCSNppConfig
-from bcm.schedule import ScheduleConfig
-from bcm.training import TrainConfig
+from bcm.networks import KINDS, NetworkConfig, network_to_dict
+from bcm.schedule import ScheduleConfig, discretization
+from bcm.training import TrainConfig, check_objective
 from bcm.types import BCMError
 from cluster.errors import ClusterError
 from cluster.scaling import ScalingOptions
@@ -38,14 +38,16 @@ class Config:
     """Name of the recipe this config started from."""
     dataset: str
     """Name of the data set, as in `pipelines.prepare`."""
-    network: NCSNppConfig
-    """The network F_theta."""
+    network: Annotated[NetworkConfig, tyro.conf.AvoidSubcommands]
+    """The network F_theta; the recipe decides which kind it is."""
     schedule: ScheduleConfig
     """Time grid, its curriculum, and the law of the times."""
     train: TrainConfig
     """Optimisation."""
     scaling: ScalingOptions
     """Workers; may change when a run is resumed."""
+    finetunes: bool = False
+    """Start from a trained network of one time, which `pipelines.finetune` is given."""
     checkpoint_every: int = 10_000
     """Iterations between checkpoints."""
     log_every: int = 100
@@ -55,15 +57,25 @@ class Config:
         """Check what no part can check alone."""
         if self.checkpoint_every < 1 or self.log_every < 1:
             raise ConfigError("checkpoint-every and log-every must be at least 1.")
-        if self.train.batch_size % self.scaling.workers:
+        self._check_batch()
+        check_objective(self.train, self.network)
+        discretization(0, self.train.iterations, self.schedule)  # refuses stages that training would never reach
+
+    def _check_batch(self) -> None:
+        batch, workers, parts = self.train.batch_size, self.scaling.workers, self.train.accumulate
+        if batch % workers:
             raise ConfigError(
-                f"train.batch-size {self.train.batch_size} does not divide among scaling.workers "
-                f"{self.scaling.workers}; choose a multiple."
+                f"train.batch-size {batch} does not divide among scaling.workers {workers}; choose a multiple."
+            )
+        if batch // workers % parts:
+            raise ConfigError(
+                f"the {batch // workers} images of a worker do not divide into train.accumulate {parts} micro-batches; "
+                "choose a divisor."
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready nested dict."""
-        return asdict(self)
+        """JSON-ready nested dict; the network's has its `kind` too."""
+        return asdict(self) | {"network": network_to_dict(self.network)}
 
     @staticmethod
     def from_dict(entry: Mapping[str, Any]) -> "Config":
@@ -127,8 +139,10 @@ def _from_dict(kind: type[T], entry: Mapping[str, Any], where: str) -> T:
         raise ConfigError(f"{where}: missing key '{missing[0]}'.")
     values: dict[str, Any] = {}
     for key, value in entry.items():
-        if is_dataclass(hints[key]):
-            values[key] = _from_dict(hints[key], value, f"{where}.{key}")  # type: ignore[arg-type]
+        if hints[key] == NetworkConfig:
+            values[key] = _network(value, f"{where}.{key}")
+        elif is_dataclass(hints[key]):
+            values[key] = _from_dict(cast(type[Any], hints[key]), value, f"{where}.{key}")
         else:
             values[key] = tuple(value) if isinstance(value, list) else value
     try:
@@ -137,8 +151,19 @@ def _from_dict(kind: type[T], entry: Mapping[str, Any], where: str) -> T:
         raise ConfigError(f"{where}: a value is of the wrong kind ({error}).") from error
 
 
+def _network(entry: Mapping[str, Any], where: str) -> NetworkConfig:
+    if not isinstance(entry, Mapping):
+        raise ConfigError(f"{where}: {entry!r} is given where an object with keys is needed.")
+    if (kind := str(entry.get("kind"))) not in KINDS:
+        raise ConfigError(f"{where}: the kind of network is '{kind}'; {nearest(kind, list(KINDS))}")
+    return _from_dict(KINDS[kind], {key: value for key, value in entry.items() if key != "kind"}, where)
+
+
 Positional = Annotated[str, tyro.conf.Positional]
 """An argument that is given without a name."""
 
-ConfigOptions = Annotated[Config, tyro.conf.arg(name="")]
-"""A `Config` whose options stand at the top level of a command line: --train.seed, not --config.train.seed."""
+AT_TOP_LEVEL = tyro.conf.arg(name="")
+"""Annotates options whose parts stand at the top level of a command line: --train.seed, not --config.train.seed."""
+
+ConfigOptions = Annotated[Config, AT_TOP_LEVEL]
+"""A `Config` whose options stand at the top level of a command line."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bcm.inference import Toolkit
+from bcm.inference import Toolkit, check_task
 from bcm.timesteps import TimeSteps, from_dict, to_dict
 from cluster import local
 from data import storage
@@ -21,7 +21,7 @@ class EvaluateOptions:
     """Measure a model: pixel Frechet distance of its samples, and error and kept labels of its reconstructions."""
 
     model: Positional
-    """models:/NAME@ALIAS, or the URL of a run or checkpoint."""
+    """models:/NAME@ALIAS, or the URL of a run, a checkpoint or an imported model."""
     data: str | None = None
     """URL of the shards; by default those the run was trained on."""
     samples: int = 2000
@@ -39,9 +39,9 @@ def data_of(model: str, data: str | None) -> str:
     """The URL given, or that of the data the run was trained on."""
     if data:
         return storage.absolute(data)
-    if model.startswith(models.REGISTERED):
-        raise ConfigError(f"{model} does not say where its data is; give --data.")
-    return runs.read_run(models.run_of(model)).data
+    if run := models.run_of(model):
+        return run.data
+    raise ConfigError(f"{model} does not say where its data is; give --data.")
 
 
 def fitting_manifest(toolkit: Toolkit, data: str) -> Manifest:
@@ -51,6 +51,11 @@ def fitting_manifest(toolkit: Toolkit, data: str) -> Manifest:
         raise ConfigError(
             f"the model makes images of {network.resolution} px and {network.image_channels} channels, but {data} "
             f"holds {manifest.resolution} px and {manifest.channels} channels. Give --data that fits."
+        )
+    if network.classes not in (0, len(manifest.class_names)):
+        raise ConfigError(
+            f"the model knows {network.classes} classes, but {data} has {len(manifest.class_names)}. "
+            "Give --data that fits."
         )
     check_shards(data, manifest)
     return manifest
@@ -71,20 +76,23 @@ class Subject:
     toolkit: Toolkit
     data: str
     manifest: Manifest
+    home: str | None
+    """URL of the folder that the scores are stored in; None for a registered model."""
     run: runs.Run | None
-    """The run that the scores are stored with; None for a registered model."""
+    """The run that the scores are logged to; None for a registered or imported model."""
 
 
 def subject(options: EvaluateOptions) -> Subject:
     """Find what is to be measured; whatever is wrong with it shows here, before the work starts."""
     data = data_of(options.model, options.data)
-    registered = options.model.startswith(models.REGISTERED)
-    run = None if registered else runs.read_run(models.run_of(options.model))
+    run = models.run_of(options.model)
+    home = None if options.model.startswith(models.REGISTERED) else models.home_of(options.model)
     toolkit = models.open_model(options.model)
+    check_task(toolkit, "sample")
     manifest = fitting_manifest(toolkit, data)
     if run:
         check_tracked(run)
-    return Subject(toolkit, data, manifest, run)
+    return Subject(toolkit, data, manifest, home, run)
 
 
 def table(scores: Mapping[str, float]) -> str:
@@ -113,22 +121,24 @@ def real_images(found: Subject) -> scoring.Held:
 
 
 def measure(found: Subject, real: scoring.Held, samples: int) -> dict[str, float]:
-    """Score the model, log to MLflow and store beside the run; must stand in a `cluster.local.session`."""
+    """Score the model, store the scores beside it, log them to its run; must stand in a `cluster.local.session`."""
     toolkit = found.toolkit
     scores = scoring.score_model(toolkit, real, samples)
-    if found.run:
+    if found.home:
         steps = {name: to_dict(steps) for name, steps in toolkit.schedules.items()}
         entry = {"k": toolkit.k, "schedules": steps, "scores": scores}
-        storage.write_json(storage.join(found.run.url, SCORES), entry)
+        storage.write_json(storage.join(found.home, SCORES), entry)
+    if found.run:
         tracking.log_scores(tracking.resolve_uri("runs"), found.run.mlflow_run, scores, toolkit.k)
     return scores
 
 
-def stored_scores(run: runs.Run, k: int, schedules: Mapping[str, TimeSteps]) -> dict[str, float]:
-    """The scores stored with a run; those of another step or of other time steps are a `ConfigError`."""
-    path, again = storage.join(run.url, SCORES), f"Run `python -m pipelines.evaluate {run.url}`."
+def stored_scores(home: str, k: int, schedules: Mapping[str, TimeSteps]) -> dict[str, float]:
+    """The scores stored in a run's or model's folder; those of another step or other time steps are a `ConfigError`."""
+    path, again = storage.join(home, SCORES), f"Run `python -m pipelines.evaluate {home}`."
+    name = home.rpartition("/")[2]
     if not storage.exists(path):
-        raise ConfigError(f"run {run.name} has no scores yet. {again}")
+        raise ConfigError(f"{name} has no scores yet. {again}")
     entry = storage.read_json(path)
     try:
         of_k, of_schedules = entry["k"], {name: from_dict(steps) for name, steps in entry["schedules"].items()}
@@ -136,9 +146,9 @@ def stored_scores(run: runs.Run, k: int, schedules: Mapping[str, TimeSteps]) -> 
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} is damaged ({type(error).__name__}: {error}). {again}") from error
     if of_k != k:
-        raise ConfigError(f"the scores of run {run.name} are those of step {of_k}, but it is at step {k} now. {again}")
+        raise ConfigError(f"the scores of {name} are those of step {of_k}, but it is at step {k} now. {again}")
     if of_schedules != schedules:
-        raise ConfigError(f"the time steps of run {run.name} have changed since it was scored. {again}")
+        raise ConfigError(f"the time steps of {name} have changed since it was scored. {again}")
     return scores
 
 

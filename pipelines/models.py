@@ -1,8 +1,12 @@
-"""Where a command's MODEL argument leads: a run, a checkpoint, or a registered model."""
+"""Where a command's MODEL argument leads: a run, a checkpoint, an imported model, or a registered model.
+
+An imported model is a folder that holds a checkpoint's files beside its time steps; it has no run.
+"""
 
 from bcm.checkpoint import INDEX, load_model
-from bcm.inference import SCHEDULES, Toolkit
-from bcm.timesteps import PAPER_CIFAR10, TimeSteps, from_dict, to_dict
+from bcm.inference import SCHEDULES, Toolkit, paper_schedules
+from bcm.networks import NetworkConfig, network_from_dict
+from bcm.timesteps import TimeSteps, from_dict, to_dict
 from bcm.types import BCMError
 from data import storage
 from pipelines import registry, runs, tracking
@@ -16,7 +20,7 @@ def open_model(source: str, device: str = "cpu") -> Toolkit:
     """The model at `source` with the best time steps known for it.
 
     Args:
-        source: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or the URL of a run or of a checkpoint.
+        source: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or the URL of a run, a checkpoint or an imported model.
         device: where to put the weights.
     """
     if source.startswith(REGISTERED):
@@ -24,18 +28,39 @@ def open_model(source: str, device: str = "cpu") -> Toolkit:
     url = storage.absolute(source)
     with runs.local_checkpoint(url) as directory:
         model, info = load_model(directory, device)
-    return Toolkit(model=model, network=info.network, k=info.k, schedules=schedules_of(url))
+    return Toolkit.of(model, info, schedules_of(url, info.network))
 
 
-def run_of(source: str) -> str:
-    """URL of the run that `source`, a run or one of its checkpoints, belongs to."""
+def is_imported(source: str) -> bool:
+    """Whether the URL `source` is a model of its own, as `pipelines.import_weights` writes it."""
+    return all(storage.exists(storage.join(source, name)) for name in (INDEX, SCHEDULES))
+
+
+def home_of(source: str) -> str:
+    """URL of the folder that keeps the time steps and scores of `source`: its run's, or the imported model's own."""
     url = storage.absolute(source).rstrip("/")
-    return url.rpartition("/")[0] if storage.exists(storage.join(url, INDEX)) else url
+    of_a_run = storage.exists(storage.join(url, INDEX)) and not is_imported(url)
+    return url.rpartition("/")[0] if of_a_run else url
 
 
-def schedules_of(source: str) -> dict[str, TimeSteps]:
-    """The tuned time steps stored with a run, and the paper's where none were tuned."""
-    return PAPER_CIFAR10 | _tuned(storage.join(run_of(source), SCHEDULES))
+def run_of(source: str) -> runs.Run | None:
+    """The run that `source`, a run or one of its checkpoints, belongs to; None for a registered or imported model."""
+    return None if source.startswith(REGISTERED) or is_imported(source) else runs.read_run(home_of(source))
+
+
+def stated(checkpoint: str) -> tuple[int, NetworkConfig]:
+    """Iterations and network of the checkpoint at a URL, by its index; the weights are not looked at."""
+    path = storage.join(checkpoint, INDEX)
+    index = storage.read_json(path)
+    try:
+        return int(index["k"]), network_from_dict(index["network"])
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is damaged ({type(error).__name__}: {error}). Choose another checkpoint.") from error
+
+
+def schedules_of(source: str, network: NetworkConfig) -> dict[str, TimeSteps]:
+    """The time steps stored with a run or an imported model, and the published ones where none are stored."""
+    return {**paper_schedules(network), **_tuned(storage.join(home_of(source), SCHEDULES))}
 
 
 def store_schedules(run_url: str, schedules: dict[str, TimeSteps]) -> None:

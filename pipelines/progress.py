@@ -22,8 +22,9 @@ class Progress:
     step: int
     iterations: int
     N: int
-    ct: float
-    st: float
+    """Grid points; 0 for an objective without grid."""
+    losses: dict[str, float]
+    """The mean of each of the objective's terms."""
     images_per_second: float
     wait_share: float
     """Share of the time spent waiting for data, in [0, 1]."""
@@ -31,8 +32,10 @@ class Progress:
     def line(self, batch_size: int) -> str:
         """For people."""
         left = (self.iterations - self.step) * batch_size / max(self.images_per_second, 1e-9)
+        grid = f"N {self.N}  " if self.N else ""
+        losses = "".join(f"{name} {loss:.3f}  " for name, loss in self.losses.items())
         return (
-            f"step {self.step}/{self.iterations}  N {self.N}  ct {self.ct:.3f}  st {self.st:.3f}  "
+            f"step {self.step}/{self.iterations}  {grid}{losses}"
             f"{self.images_per_second:.0f} images/s  data wait {100 * self.wait_share:.1f} %  "
             f"left {int(left) // 60}:{int(left) % 60:02d}"
         )

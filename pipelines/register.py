@@ -1,4 +1,4 @@
-"""`python -m pipelines.register RUN`: put a run's model, with its schedules and scores, into the MLflow registry."""
+"""`python -m pipelines.register RUN`: put a scored model, with its schedules and scores, into the MLflow registry."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from bcm.timesteps import TimeSteps
 from data import storage
 from pipelines import models, registry, runs, tracking
-from pipelines.config import Positional, parse, run_command
+from pipelines.config import ConfigError, Positional, parse, run_command
 from pipelines.evaluate import stored_scores
 from pipelines.registry import Registered
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegisterOptions:
-    """Register the model of an evaluated run; it becomes the champion if its scores are better."""
+    """Register the model of an evaluated run, or an imported one; it becomes the champion if its scores are better."""
 
     run: Positional
-    """URL of the run."""
+    """URL of the run, or of the imported model."""
     name: str | None = None
-    """Name of the registered model; by default bcm-RECIPE."""
+    """Name of the registered model; by default bcm-RECIPE, and needed by an imported model."""
     dry_run: bool = False
     """Print what would be registered and stop."""
 
@@ -27,26 +27,39 @@ class RegisterOptions:
 class Candidate:
     """What is to be registered."""
 
-    run: runs.Run
+    run: runs.Run | None
+    """None for an imported model."""
     name: str
     checkpoint: str
     schedules: dict[str, TimeSteps]
     scores: dict[str, float]
 
+    @property
+    def tags(self) -> dict[str, str]:
+        """Where the version comes from."""
+        if self.run is None:
+            return {"imported": self.checkpoint}
+        run = self.run
+        return {"run": run.name, "run_url": run.url, "code": run.code, "manifest_sha256": run.manifest_sha256}
+
 
 def candidate(options: RegisterOptions) -> Candidate:
-    """The newest checkpoint of the run, with the scores measured on it."""
-    run = runs.read_run(storage.absolute(options.run))
-    checkpoint, schedules = runs.latest_checkpoint(run.url), models.schedules_of(run.url)
-    scores = stored_scores(run, runs.step_of(checkpoint), schedules)
-    return Candidate(run, options.name or f"bcm-{run.config['recipe']}", checkpoint, schedules, scores)
+    """The imported model, or the newest checkpoint of the run, with the scores measured on it."""
+    url = storage.absolute(options.run).rstrip("/")
+    run = None if models.is_imported(url) else runs.read_run(url)
+    checkpoint = url if run is None else runs.latest_checkpoint(url)
+    k, network = models.stated(checkpoint)
+    schedules = models.schedules_of(url, network)
+    scores = stored_scores(url, k, schedules)
+    name = options.name or (f"bcm-{run.config['recipe']}" if run else None)
+    if name is None:
+        raise ConfigError(f"{url} was imported and has no recipe to be named after; give --name.")
+    return Candidate(run, name, checkpoint, schedules, scores)
 
 
 def register(options: RegisterOptions) -> tuple[str, Registered]:
     """Register; the model's name and its new version."""
     found = candidate(options)
-    run = found.run
-    tags = {"run": run.name, "run_url": run.url, "code": run.code, "manifest_sha256": run.manifest_sha256}
     with runs.local_checkpoint(found.checkpoint) as directory:
         registered = registry.register(
             tracking.resolve_uri("runs"),
@@ -54,8 +67,8 @@ def register(options: RegisterOptions) -> tuple[str, Registered]:
             checkpoint_dir=directory,
             schedules=found.schedules,
             scores=found.scores,
-            run_id=run.mlflow_run,
-            tags=tags,
+            run_id=found.run.mlflow_run if found.run else None,
+            tags=found.tags,
         )
     return found.name, registered
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import bcm
 from bcm.checkpoint import load_model
-from bcm.inference import Toolkit, load_toolkit, save_toolkit
+from bcm.inference import Toolkit, check_task, load_toolkit, save_toolkit
 from bcm.timesteps import TimeSteps
 from pipelines import tracking
 from pipelines.tracking import TrackingError, redacted, reported
@@ -68,10 +68,11 @@ def register(
 
     Raises:
         TrackingError: MLflow does not answer or refuses.
-        BCMError: the checkpoint or a schedule is wrong; nothing was registered then.
+        BCMError: the checkpoint or a schedule is wrong, or the model makes no samples; nothing was registered then.
     """
     model, info = load_model(checkpoint_dir)
-    toolkit = Toolkit(model=model, network=info.network, k=info.k, schedules=schedules)
+    toolkit = Toolkit.of(model, info, schedules)
+    check_task(toolkit, "sample")
     client = tracking.connect(uri)
     run = run_id or tracking.start_run(uri, experiment=name, name="register", params={}, tags={})
     if run_id is None:
@@ -175,6 +176,9 @@ def _judge(client: "MlflowClient", name: str, scores: Mapping[str, float]) -> tu
         for key in CHAMPION_SCORES
         if key in scores and _SCORE_TAG + key in champion.tags
     ]
+    scored = [key for key in CHAMPION_SCORES if _SCORE_TAG + key in champion.tags]
+    if not scored and any(key in scores for key in CHAMPION_SCORES):
+        return True, f"{rival}, was never scored"
     if not pairs:
         return False, f"none of {', '.join(CHAMPION_SCORES)} is known of both it and {rival}"
     compared = ", ".join(f"{key} {new:.4g} against {old:.4g}" for key, new, old in pairs)

@@ -3,14 +3,16 @@
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bcm.checkpoint import INDEX
+from bcm.checkpoint import INDEX, save_checkpoint
+from bcm.precond import BCM
+from bcm.training import TrainState
 from bcm.types import BCMError
 from cluster.runtime_env import SHA_VARIABLE, git_sha
 from data import storage
@@ -54,11 +56,42 @@ class Run:
     """Git commit of the code that started it."""
     config: dict[str, Any]
     """`Config.to_dict()`."""
+    init: str = ""
+    """The trained model it started from; empty for a start from random weights."""
+    init_sha256: str = ""
+    """SHA-256 of that model's weights."""
 
     @property
     def url(self) -> str:
         """Where the run is."""
         return storage.join(self.storage, self.name)
+
+    @property
+    def first_checkpoint(self) -> str | None:
+        """URL of the checkpoint that every worker starts from; None for a start from random weights."""
+        return storage.join(self.url, checkpoint_name(0)) if self.init else None
+
+    def notes(self, config: Config, k: int, unsent: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+        """What a checkpoint after iteration `k` says of the run; `unsent`: metrics that MLflow has not got yet."""
+        names = ("mlflow_run", "manifest_sha256", "code", "init", "init_sha256")
+        images_seen = k * config.train.batch_size
+        return {"run": self.name, **{name: getattr(self, name) for name in names}} | {
+            "config": config.to_dict(),
+            "images_seen": images_seen,
+            "unsent": list(unsent),
+        }
+
+
+@dataclass(frozen=True)
+class Initial:
+    """A trained model to start from."""
+
+    model: BCM
+    """Its weights in the network that is to be trained."""
+    source: str
+    """Where it came from, as the user named it."""
+    sha256: str
+    """SHA-256 of its weights as they were there."""
 
 
 def new_name(recipe: str) -> str:
@@ -118,6 +151,17 @@ def check_same(run: Run, config: Config, manifest_sha256: str) -> None:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+def store_first_checkpoint(run: Run, config: Config, model: BCM) -> None:
+    """Store `model` as the checkpoint of step 0, so that workers on any node, started at any time, begin with it."""
+    assert run.first_checkpoint
+    state = TrainState(model, config.train, conditional=config.network.classes > 0)
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(Path(folder), state, config.network, run.notes(config, 0))
+        # The index goes last: without it the folder is no checkpoint.
+        for path in sorted(Path(folder).iterdir(), key=lambda path: path.name == INDEX):
+            storage.write_bytes(storage.join(run.first_checkpoint, path.name), path.read_bytes())
 
 
 def checkpoint_name(k: int) -> str:

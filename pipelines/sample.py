@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from bcm import inference
-from bcm.inference import Toolkit, choose
+from bcm.inference import Toolkit, steps_for
 from bcm.types import Images, from_uint8
 from data.cache import cached_split, default_cache_dir
 from pipelines import models, pictures
@@ -22,7 +22,7 @@ class SampleOptions:
     """Draw new images, or held-out images with their noise and their reconstructions."""
 
     model: Positional
-    """models:/NAME@ALIAS, or the URL of a run or checkpoint."""
+    """models:/NAME@ALIAS, or the URL of a run, a checkpoint or an imported model."""
     task: Literal["generate", "invert"] = "generate"
     """generate new images, or invert real ones and reconstruct them."""
     nfe: int = 0
@@ -31,6 +31,8 @@ class SampleOptions:
     """Images in the picture."""
     seed: int = 0
     """The first image's seed; image i has seed + i, whatever the count."""
+    label: int | None = None
+    """Class of all new images; by default image i of a model with C classes has class (seed + i) modulo C."""
     data: str | None = None
     """URL of the shards with the images to invert; by default those the run was trained on."""
     out: str = "samples.png"
@@ -50,17 +52,19 @@ def test_images(toolkit: Toolkit, data: str, count: int) -> tuple[Images, list[i
     return from_uint8(torch.tensor(split.images[:count])), split.labels[:count].tolist()
 
 
-def generated(toolkit: Toolkit, nfe: int, count: int, seed: int) -> Row:
-    """New images."""
-    steps, classes = choose(toolkit.schedules, "sample", nfe), toolkit.network.classes
+def generated(toolkit: Toolkit, nfe: int, count: int, seed: int, label: int | None = None) -> Row:
+    """New images, all of class `label` where it is given."""
+    steps, classes = steps_for(toolkit, "sample", nfe), toolkit.network.classes
     seeds = list(range(seed, seed + count))
     labels = [s % classes for s in seeds] if classes else None
+    if label is not None:
+        labels = [label] * count
     return Row(f"samples\nNFE {steps.nfe}", inference.generate(toolkit, seeds, steps.nfe, labels))
 
 
 def inverted(toolkit: Toolkit, x: Images, labels: Sequence[int], nfe: int, seed: int) -> list[Row]:
     """Originals, their noise and their reconstructions."""
-    steps, seeds = choose(toolkit.schedules, "invert", nfe), list(range(seed, seed + len(x)))
+    steps, seeds = steps_for(toolkit, "invert", nfe), list(range(seed, seed + len(x)))
     label = list(labels) if toolkit.network.classes else None
     noise = inference.invert(toolkit, x, seeds, steps.nfe, label)
     return [
@@ -74,12 +78,12 @@ def main(argv: Sequence[str]) -> None:
     """The command line."""
     options = parse(SampleOptions, argv, "sample")
     toolkit = models.open_model(options.model)
+    steps = steps_for(toolkit, "sample" if options.task == "generate" else "invert", options.nfe)
     if options.dry_run:
-        steps = choose(toolkit.schedules, "sample" if options.task == "generate" else "invert", options.nfe)
         print(f"would {options.task} {options.count} images with {steps} -> {options.out}")
         return
     if options.task == "generate":
-        rows = [generated(toolkit, options.nfe, options.count, options.seed)]
+        rows = [generated(toolkit, options.nfe, options.count, options.seed, options.label)]
     else:
         data = data_of(options.model, options.data)
         x, labels = test_images(toolkit, data, options.count)

@@ -9,7 +9,7 @@ import torch
 from bcm import inference
 from bcm.inference import Toolkit
 from bcm.metrics import Moments, mse
-from bcm.timesteps import Ancestral, Combined, Inversion, TimeSteps, Zigzag
+from bcm.timesteps import Ancestral, Combined, Inversion, Multistep, TimeSteps, Zigzag
 from bcm.types import Images
 from pipelines.scoring import BATCH, sample_distance, sample_moments
 
@@ -59,6 +59,8 @@ def decode(steps: TimeSteps, values: dict[str, float]) -> TimeSteps:
             return Inversion(times=(first, *times, high))
         case Zigzag():
             return replace(steps, times=(*times, high), noise_scales=noise)
+        case Multistep():
+            return replace(steps, times=(*times, high))
         case Combined():
             cut = len(steps.zigzag_times)
             return replace(steps, zigzag_times=tuple(times[:cut]), times=(*times[cut:], high), noise_scales=noise)
@@ -71,6 +73,8 @@ def _parts(steps: TimeSteps) -> tuple[float, tuple[float, ...], float, tuple[flo
             return steps.times[0], steps.times[1:-1], steps.times[-1], (), steps.times[0]
         case Zigzag():
             return steps.t_min, steps.times[:-1], steps.times[-1], steps.noise_scales, steps.t_min
+        case Multistep():
+            return steps.t_min, steps.times[:-1], steps.times[-1], (), steps.t_min
         case Combined():
             free = (*steps.zigzag_times, *steps.times[:-1])
             return steps.t_min, free, steps.times[-1], steps.noise_scales, steps.t_min

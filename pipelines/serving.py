@@ -58,6 +58,7 @@ class ServedBCM(PythonModel):
         labels = [int(label) for label in rows["label"]] if "label" in rows else None
         if task == "generate":
             return _image_table(inference.generate(self.toolkit, seeds, nfe, labels))
+        inference.check_task(self.toolkit, "invert")
         x = from_uint8(self._images(rows)).to(next(self.toolkit.model.parameters()).device)
         if task == "reconstruct":
             return _image_table(inference.reconstruct(self.toolkit, x, seeds, nfe, labels))

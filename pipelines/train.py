@@ -1,18 +1,14 @@
-"""`python -m pipelines.train RECIPE`: bidirectional consistency training on Ray, from shards to checkpoints."""
+"""`python -m pipelines.train RECIPE`: training on Ray, from shards to checkpoints."""
 
-import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-
-import torch
 
 from bcm.checkpoint import load_checkpoint, verify_files
 from bcm.networks import build_network
 from bcm.precond import BCM
-from bcm.schedule import discretization
 from bcm.training import TrainState
 from bcm.types import BCMError
 from cluster import local, scaling
@@ -23,6 +19,7 @@ from data.manifest import Manifest
 from data.shards import check_shards, load_manifest
 from pipelines import runs, tracking
 from pipelines.config import Config, ConfigError, ConfigOptions, parse, run_command
+from pipelines.describe import describe
 from pipelines.progress import Board, shown
 from pipelines.recipes import RECIPES, recipe
 from pipelines.worker import Job, train_worker
@@ -30,7 +27,7 @@ from pipelines.worker import Job, train_worker
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """Train a model with bidirectional consistency training (Algorithm 1) on Ray Train."""
+    """Train a model on Ray Train: with bidirectional consistency training (Algorithm 1), or the recipe's objective."""
 
     config: ConfigOptions
     """The recipe's config, with every field an option."""
@@ -59,11 +56,18 @@ class Plan:
     """The run to go on with; None for a new one."""
     fallback: str | None
     """URL of the checkpoint to go on from where Ray's record of them is lost."""
+    initial: runs.Initial | None
+    """The trained model that a new run starts from; None for random weights."""
 
 
-def plan(options: TrainOptions) -> Plan:
+def plan(options: TrainOptions, initial: runs.Initial | None = None) -> Plan:
     """Check data, storage, MLflow and the run to resume; needs no Ray."""
     config = options.config
+    if config.finetunes and initial is None and options.resume is None:
+        raise ConfigError(
+            f"recipe {config.recipe} starts from a trained network of one time: "
+            f"python -m pipelines.finetune {config.recipe} --init URL"
+        )
     run_storage = runs.durable(options.storage, "--storage")
     data = runs.durable(options.data or storage.join(run_storage, "data", config.dataset), "--data")
     manifest = load_manifest(data)
@@ -85,6 +89,7 @@ def plan(options: TrainOptions) -> Plan:
         uri=uri,
         resumed=resumed,
         fallback=fallback,
+        initial=initial,
     )
 
 
@@ -182,7 +187,9 @@ def _new_run(plan: Plan) -> runs.Run:
     config, digest = plan.options.config, plan.manifest.sha256
     name, code = runs.new_name(config.recipe), runs.code_version()
     tags = {"code": code, "manifest_sha256": digest, "run": name, "recipe": config.recipe}
+    init, init_sha256 = (plan.initial.source, plan.initial.sha256) if plan.initial else ("", "")
     params = {**runs.describe(config), "data": plan.data, "storage": plan.storage}
+    params |= {"init": init, "init_sha256": init_sha256} if init else {}
     run_id = tracking.start_run(plan.uri, experiment=plan.options.experiment, name=name, params=params, tags=tags)
     run = runs.Run(
         name=name,
@@ -192,8 +199,12 @@ def _new_run(plan: Plan) -> runs.Run:
         mlflow_run=run_id,
         code=code,
         config=config.to_dict(),
+        init=init,
+        init_sha256=init_sha256,
     )
     try:
+        if plan.initial:
+            runs.store_first_checkpoint(run, config, plan.initial.model)
         runs.write_run(run)
     except DataError:
         tracking.finish_run(plan.uri, run_id, "FAILED")
@@ -206,7 +217,12 @@ def _fit(plan: Plan, run: runs.Run) -> None:
 
     config, board = plan.options.config, Board()
     job = Job(
-        config=config, run=run, manifest=plan.manifest, tracking_uri=plan.uri, board=board, fallback=plan.fallback
+        config=config,
+        run=run,
+        manifest=plan.manifest,
+        tracking_uri=plan.uri,
+        board=board,
+        fallback=plan.fallback or run.first_checkpoint,
     )
     arrow, path = storage.arrow_filesystem(run.storage)
     worker_env = {CACHE_VARIABLE: os.environ[CACHE_VARIABLE]} if CACHE_VARIABLE in os.environ else {}
@@ -234,39 +250,33 @@ def _finish(uri: str, run: runs.Run, ending: Any) -> None:
         print(f"warning: {error}\nSend what is missing later: --resume {run.name}", file=sys.stderr)
 
 
-def describe(config: Config) -> str:
-    """What `--dry-run` prints: the config, the network's size, the stages of N and the images seen."""
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in build_network(config.network).parameters() if p.requires_grad)
-    K = config.train.iterations
-    stages: dict[int, int] = {}
-    for k in range(K):
-        stages.setdefault(discretization(k, K, config.schedule), k)
-    lines = [
-        json.dumps(config.to_dict(), indent=2),
-        f"parameters       {parameters:,}",
-        f"images in all    {K * config.train.batch_size:,}",
-        "stages           " + ", ".join(f"N={N} from step {k}" for N, k in stages.items()),
-    ]
-    return "\n".join(lines)
+def chosen_recipe(argv: Sequence[str], module: str, recipes: Mapping[str, Callable[[], Config]]) -> str | None:
+    """The recipe that a command line begins with; None if it asks for help, which is given then."""
+    usage = f"python -m pipelines.{module} RECIPE [options]"
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"usage: {usage}; RECIPE --help lists the options.\n\nRecipes:")
+        print("\n".join(f"  {name:26s} {(make.__doc__ or '').splitlines()[0]}" for name, make in recipes.items()))
+        return None
+    if argv[0].startswith("-"):
+        raise ConfigError(f"the recipe comes before {argv[0]}: {usage}.")
+    return argv[0]
+
+
+def carry_out(options: TrainOptions, initial: runs.Initial | None = None) -> None:
+    """Describe a training, or plan it and run it on a Ray of its own or the one that is given."""
+    if options.dry_run:
+        print(describe(options.config))
+        return
+    planned = plan(options, initial)
+    with local.session(worker_logs=_elsewhere()):
+        run = start(planned)
+    print(f"done: {run.url}")
 
 
 def main(argv: Sequence[str]) -> None:
     """The command line."""
-    if not argv or argv[0] in ("-h", "--help"):
-        print("usage: python -m pipelines.train RECIPE [options]; RECIPE --help lists the options.\n\nRecipes:")
-        print("\n".join(f"  {name:20s} {(make.__doc__ or '').splitlines()[0]}" for name, make in RECIPES.items()))
-        return
-    if argv[0].startswith("-"):
-        raise ConfigError(f"the recipe comes before {argv[0]}: python -m pipelines.train RECIPE [options].")
-    options = parse(TrainOptions, argv[1:], f"train {argv[0]}", TrainOptions(config=recipe(argv[0])))
-    if options.dry_run:
-        print(describe(options.config))
-        return
-    planned = plan(options)
-    with local.session(worker_logs=_elsewhere()):
-        run = start(planned)
-    print(f"done: {run.url}")
+    if (name := chosen_recipe(argv, "train", RECIPES)) is not None:
+        carry_out(parse(TrainOptions, argv[1:], f"train {name}", TrainOptions(config=recipe(name))))
 
 
 if __name__ == "__main__":

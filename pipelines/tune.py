@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from bcm.inference import Toolkit, choose
+from bcm.inference import SCHEDULES, Toolkit, check_task, paper_schedules
 from bcm.timesteps import PAPER_CIFAR10, TimeSteps, to_dict
 from cluster import local
 from data import storage
@@ -29,8 +29,8 @@ class TuneOptions:
 
     model: Positional
     """URL of the run whose model is searched on; the time steps found are stored with it."""
-    targets: tuple[str, ...] = ("sample-2", "sample-3", "invert-2")
-    """What to search, by task and NFE."""
+    targets: tuple[str, ...] = ()
+    """What to search, by task and NFE; by default sample-2, sample-3 and invert-2, as far as the model has them."""
     seconds: float = 60.0
     """Time to search each target, from its first result on."""
     trials: int = 200
@@ -44,8 +44,8 @@ class TuneOptions:
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
-        if not self.targets or len(set(self.targets)) < len(self.targets):
-            raise ConfigError("--targets needs at least one target, and each only once.")
+        if len(set(self.targets)) < len(self.targets):
+            raise ConfigError("--targets takes each target only once.")
         for target in self.targets:
             if target not in PAPER_CIFAR10:
                 raise ConfigError(f"unknown target '{target}': {nearest(target, list(PAPER_CIFAR10))}")
@@ -53,6 +53,9 @@ class TuneOptions:
                 raise ConfigError(f"target '{target}' has no time step to search.")
         if self.trials < 1 or self.samples < 2 or self.seconds <= 0:
             raise ConfigError("--trials must be at least 1, --samples at least 2 and --seconds positive.")
+
+
+DEFAULT_TARGETS = ("sample-2", "sample-3", "invert-2")
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def search(target: str, shared: Trials, options: TuneOptions, folder: str) -> Fo
     from ray import tune
     from ray.tune.search.optuna import OptunaSearch
 
-    paper = PAPER_CIFAR10[target]
+    paper = paper_schedules(shared.toolkit.network)[target]
     arrow, path = storage.arrow_filesystem(folder)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(trial, trials=shared, steps=paper), {"CPU": 1}),
@@ -129,12 +132,28 @@ def _quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
+def targets_of(options: TuneOptions, toolkit: Toolkit) -> tuple[str, ...]:
+    """What to search for this model: the targets asked for, or those of the default ones that it has."""
+    published = paper_schedules(toolkit.network)
+    for target in options.targets:
+        check_task(toolkit, "invert" if target.startswith("invert") else "sample")
+        if target not in published:
+            raise ConfigError(f"this model has no target '{target}': {nearest(target, list(published))}")
+    return options.targets or tuple(target for target in DEFAULT_TARGETS if target in published)
+
+
 def opened(options: TuneOptions) -> tuple[runs.Run, Toolkit]:
     """The run and its model; whatever is wrong with them, their data or MLflow shows here."""
     if options.model.startswith(models.REGISTERED):
         raise ConfigError(f"{options.model} is registered already; give the URL of the run it came from.")
+    if models.is_imported(options.model):
+        raise ConfigError(
+            f"{options.model} was imported, and there is no run to search on. Its time steps stand in "
+            f"{storage.join(options.model, SCHEDULES)} and may be changed there."
+        )
     run = runs.read_run(storage.absolute(options.model))
     toolkit = models.open_model(run.url)
+    check_task(toolkit, "sample")
     fitting_manifest(toolkit, run.data)
     check_tracked(run)
     return run, toolkit
@@ -163,7 +182,7 @@ def search_all(run: runs.Run, shared: Trials, options: TuneOptions) -> list[Foun
     """Search every target and store the time steps with the run; must stand in a `cluster.local.session`."""
     _quiet()
     folder = storage.join(run.url, "tune", f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}")
-    found = [search(target, shared, options, folder) for target in options.targets]
+    found = [search(target, shared, options, folder) for target in targets_of(options, shared.toolkit)]
     models.store_schedules(run.url, {each.target: each.steps for each in found})
     _log(run, found, options)
     return found
@@ -172,7 +191,8 @@ def search_all(run: runs.Run, shared: Trials, options: TuneOptions) -> list[Foun
 def _log(run: runs.Run, found: Sequence[Found], options: TuneOptions) -> None:
     uri = tracking.resolve_uri("runs")
     scores = {f"{kind}_{each.target}": getattr(each, kind) for each in found for kind in ("paper", "best")}
-    params: dict[str, Any] = {"model": run.url, **{k: v for k, v in asdict(options).items() if k != "model"}}
+    targets = tuple(each.target for each in found)
+    params: dict[str, Any] = {**asdict(options), "model": run.url, "targets": targets}
     run_id = tracking.start_run(
         uri, experiment="bcm-tune", name=f"tune-{run.name}", params=params, tags={"mlflow.parentRunId": run.mlflow_run}
     )
@@ -195,11 +215,11 @@ def main(argv: Sequence[str]) -> None:
     """The command line."""
     options = parse(TuneOptions, argv, "tune")
     run, toolkit = opened(options)
+    targets = targets_of(options, toolkit)
     if options.dry_run:
-        for target in options.targets:
-            task, nfe = target.split("-")
-            now = choose(toolkit.schedules, "invert" if task == "invert" else "sample", int(nfe))
-            print(f"{target}: {', '.join(space(PAPER_CIFAR10[target]))}; now {to_dict(now)}")
+        for target in targets:
+            searched = space(paper_schedules(toolkit.network)[target])
+            print(f"{target}: {', '.join(searched)}; now {to_dict(toolkit.schedules[target])}")
         return
     shared = shared_by_trials(run, toolkit, options.samples)
     with local.session(worker_logs=False):

@@ -36,7 +36,8 @@ class Job:
     """May hold a password; Ray keeps the printed form of a job."""
     board: Board
     fallback: str | None
-    """URL of the checkpoint to go on from when Ray has none: its record of an interrupted run can be lost."""
+    """URL of the checkpoint to start from when Ray has none: that of step 0, which holds the initial model, or a later
+    one, for Ray's record of an interrupted run can be lost."""
 
 
 def train_worker(entry: dict[str, Job]) -> None:
@@ -99,7 +100,7 @@ def _initial_state(config: Config, fallback: str | None) -> tuple[TrainState, li
 
 @contextmanager
 def _last_checkpoint(fallback: str | None) -> Iterator[Path | None]:
-    """A local copy of the checkpoint to go on from: the newest that Ray knows, else `fallback`, if any."""
+    """A local copy of the checkpoint to start from: the newest that Ray knows, else `fallback`, if any."""
     import ray.train
 
     if checkpoint := ray.train.get_checkpoint():
@@ -125,12 +126,13 @@ class Reporter:
         """Report one iteration, its losses averaged over the workers."""
         config = self.job.config
         speed, wait_share = self.meter.measure()
-        ct, st = float(metrics.ct), float(metrics.st)
-        values = {"loss_ct": ct, "loss_st": st, "N": metrics.N, "grad_norm": float(metrics.grad_norm)}
+        losses = {name: float(loss) for name, loss in metrics.losses.items()}
+        values = {f"loss_{name}": loss for name, loss in losses.items()}
+        values |= {"N": metrics.N, "grad_norm": float(metrics.grad_norm)}
         values |= {"images_seen": state.k * config.train.batch_size, "skipped_steps": state.skipped}
         values |= {"images_per_second": speed, "data_wait_share": wait_share}
         self.log.log(state.k, values)
-        self.job.board.post(Progress(state.k, config.train.iterations, metrics.N, ct, st, speed, wait_share))
+        self.job.board.post(Progress(state.k, config.train.iterations, metrics.N, losses, speed, wait_share))
 
     def unsent(self) -> list[Point]:
         """Send what can be sent now; the rest."""
@@ -150,10 +152,9 @@ def _over_workers(metrics: StepMetrics, world_size: int) -> StepMetrics:
     """The losses of the global batch: each worker has seen its share alone."""
     if world_size == 1:
         return metrics
-    losses = torch.stack([metrics.ct, metrics.st])
+    losses = torch.stack(list(metrics.losses.values()))
     torch.distributed.all_reduce(losses)
-    ct, st = (losses / world_size).unbind()
-    return replace(metrics, ct=ct, st=st)
+    return replace(metrics, losses=dict(zip(metrics.losses, losses / world_size, strict=True)))
 
 
 def _metered(batches: Iterator[Batch], reporter: Reporter | None) -> Iterator[Batch]:
@@ -171,10 +172,7 @@ def _checkpoint(job: Job, state: TrainState, reporter: Reporter | None) -> None:
     if reporter is None:
         ray.train.report(metrics)
         return
-    run = job.run
-    extra = {"run": run.name, "mlflow_run": run.mlflow_run, "manifest_sha256": run.manifest_sha256, "code": run.code}
-    extra |= {"config": job.config.to_dict(), "images_seen": state.k * job.config.train.batch_size}
-    extra |= {"unsent": [point.to_dict() for point in reporter.unsent()]}
+    extra = job.run.notes(job.config, state.k, [point.to_dict() for point in reporter.unsent()])
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(Path(folder), state, job.config.network, extra)
         checkpoint = ray.train.Checkpoint.from_directory(folder)

@@ -33,9 +33,10 @@ from bcm.inference import SCHEDULES
 from data.manifest import MANIFEST_NAME
 from pipelines import models, runs, tracking
 from pipelines.evaluate import SCORES
+from pipelines.recipes import recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("prepare", "train", "evaluate", "tune", "register", "sample", "picture", "quickstart")
+COMMANDS = ("prepare", "train", "evaluate", "tune", "register", "sample", "picture", "import_weights", "quickstart")
 OPENING = ("evaluate", "tune", "register", "sample", "picture")
 """The commands that open a model."""
 
@@ -149,15 +150,16 @@ def test_a_damaged_checkpoint_is_named(command: Command, world: World, module: s
 
 def scores(world: World) -> dict[str, Any]:
     """What `evaluate` stores."""
-    schedules = {name: models.to_dict(steps) for name, steps in models.schedules_of(str(world.run)).items()}
-    return {"k": STEP, "schedules": schedules, "scores": {"mse_nfe4": 0.01}}
+    schedules = models.schedules_of(str(world.run), recipe("digits-smoke").network)
+    steps = {name: models.to_dict(steps) for name, steps in schedules.items()}
+    return {"k": STEP, "schedules": steps, "scores": {"mse_nfe4": 0.01}}
 
 
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
         (wider, "{checkpoint}/ema.safetensors does not fit the network"),
-        (of_unknown_kind, "{checkpoint}/checkpoint.json: network: kind 'unet' is unknown; known is ncsnpp."),
+        (of_unknown_kind, "{checkpoint}/checkpoint.json: network: kind 'unet' is unknown; known are ncsnpp, adm."),
         (with_cut_index, "{checkpoint}/checkpoint.json is damaged"),
         (unfinished, "has no finished checkpoint yet"),
         (without_weights, "{checkpoint}/ema.safetensors is missing or does not match the SHA-256"),
@@ -234,14 +236,14 @@ def test_shards_are_never_written_over_another_set_nor_where_nothing_can_be_writ
 
 def test_a_run_without_scores_is_not_registered(command: Command, world: World):
     error = command("register", str(world.run)).error
-    assert f"run {NAME} has no scores yet. Run `python -m pipelines.evaluate {world.run}`" in error
+    assert f"{NAME} has no scores yet. Run `python -m pipelines.evaluate {world.run}`" in error
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"k": 20}, f"those of step 20, but it is at step {STEP} now"),
-        ({"schedules": {}}, "the time steps of run .* have changed since it was scored"),
+        ({"schedules": {}}, "the time steps of .* have changed since it was scored"),
         ({"scores": {"mse_nfe4": "good"}}, "scores.json is damaged"),
         ({"scores": None}, "scores.json is damaged"),
     ],

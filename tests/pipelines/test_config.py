@@ -47,10 +47,11 @@ def test_a_config_survives_json(name: str):
         (("train",), "batchsize", "config.train", "batch_size"),
         (("network",), "chanel_mult", "config.network", "channel_mult"),
         (("schedule",), "p_men", "config.schedule", "p_mean"),
+        (("network",), "head_chanels", "config.network", "head_channels"),
     ],
 )
 def test_an_unknown_key_names_its_place_and_the_nearest(path: tuple[str, ...], wrong: str, where: str, meant: str):
-    entry = stored(recipe("digits"))
+    entry = stored(recipe("imagenet64-ict" if meant == "head_channels" else "digits"))
     inner = entry
     for key in path:
         inner = inner[key]
@@ -81,6 +82,29 @@ def test_a_value_of_another_kind_is_refused(part: str, key: str, value: object):
     entry[part][key] = value
     with pytest.raises(ConfigError, match=f"^config.{part}: "):
         Config.from_dict(entry)
+
+
+@pytest.mark.parametrize(("kind", "hint"), [("ADM", "did you mean 'adm'?"), (None, "Known: ncsnpp, adm.")])
+def test_a_network_of_unknown_kind_is_refused(kind: str | None, hint: str):
+    entry = stored(recipe("digits"))
+    entry["network"] = {"kind": kind} if kind else {}
+    with pytest.raises(ConfigError, match=r"^config.network: the kind of network is ") as raised:
+        Config.from_dict(entry)
+    assert hint in str(raised.value)
+
+
+def test_the_objective_must_fit_the_network():
+    config = recipe("digits")
+    with pytest.raises(BCMError, match=r"objective 'ct' trains a network of 1 time, but network.times is 2"):
+        replace(config, train=replace(config.train, objective="ct"))
+    with pytest.raises(BCMError, match=r"objective 'bct' trains a network of 2 times, but network.times is 1"):
+        replace(config, network=replace(config.network, times=1))
+
+
+def test_micro_batches_must_divide_a_workers_share():
+    config = recipe("digits")
+    with pytest.raises(ConfigError, match=r"the 64 images of a worker do not divide into train.accumulate 128"):
+        replace(config, train=replace(config.train, accumulate=128))
 
 
 @pytest.mark.parametrize("workers", [3, 256])
@@ -123,8 +147,18 @@ def test_options_of_the_command_line_replace_those_of_the_recipe():
     assert (given.storage, given.data, given.resume, given.dry_run) == ("s3://bucket/runs", None, None, True)
 
 
-def test_without_options_a_recipe_is_itself():
-    assert options("cifar10-bcm").config == recipe("cifar10-bcm")
+@pytest.mark.parametrize("name", ["cifar10-bcm", "imagenet64-bcm", "lsun-bedroom256-bcm"])
+def test_without_options_a_recipe_is_itself(name: str):
+    assert options(name).config == recipe(name)
+
+
+def test_options_of_the_other_kind_of_network_are_refused(capsys: pytest.CaptureFixture[str]):
+    given = options("imagenet64-ict", "--network.head-channels", "32", "--network.attention-norm", "none")
+    before = recipe("imagenet64-ict")
+    assert given.config.network == replace(before.network, head_channels=32, attention_norm="none")
+    with pytest.raises(SystemExit) as left:
+        options("digits", "--network.head-channels", "32")
+    assert left.value.code == 2 and "--network.head-channels" in capsys.readouterr().err
 
 
 def test_help_shows_every_option_with_the_recipes_default(capsys: pytest.CaptureFixture[str]):
@@ -132,7 +166,7 @@ def test_help_shows_every_option_with_the_recipes_default(capsys: pytest.Capture
         options("digits", "--help")
     assert left.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
-    for key in flatten(recipe("digits").to_dict()):
+    for key in flatten(recipe("digits").to_dict()).keys() - {"network.kind"}:
         assert re.search(f"--{re.escape(key.replace('_', '-'))}[ ,]", shown), key
     assert "(default: 0.003)" in shown
 

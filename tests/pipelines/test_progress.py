@@ -56,11 +56,15 @@ def test_no_time_passed_is_no_division_by_zero(clock: Clock):
     [(0, 640, "10:00"), (5400, 640, "1:00"), (5999, 64, "0:01"), (6000, 640, "0:00"), (3000, 1280, "2:30")],
 )
 def test_the_line_says_where_training_is_and_how_long_it_takes(step: int, speed: float, left: str):
-    progress = Progress(step, 6000, 41, 1.23456, 0.5, speed, 0.0314)
+    progress = Progress(step, 6000, 41, {"ct": 1.23456, "st": 0.5}, speed, 0.0314)
     assert progress.line(64) == (
         f"step {step}/6000  N 41  ct 1.235  st 0.500  {speed} images/s  data wait 3.1 %  left {left}"
     )
 
 
 def test_a_line_before_any_speed_is_known_is_no_error():
-    assert Progress(1, 100, 11, 1, 1, 0, 0).line(64).startswith("step 1/100")
+    assert Progress(1, 100, 11, {"ct": 1}, 0, 0).line(64).startswith("step 1/100")
+
+
+def test_the_line_shows_the_terms_of_the_objective_alone():
+    assert Progress(1, 100, 0, {"edm": 2.5}, 10, 0).line(64).startswith("step 1/100  edm 2.500  10 images/s")

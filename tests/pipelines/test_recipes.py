@@ -1,32 +1,64 @@
-"""Every recipe builds, and says what to expect of it."""
+"""Every recipe builds, says what to expect of it, and works from end to end in its smoke form."""
 
 import json
 import re
+from collections.abc import Callable, Generator
+from dataclasses import asdict, replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from bcm import inference
+from bcm.checkpoint import load_checkpoint, load_model, save_checkpoint
+from bcm.cost import step_cost
+from bcm.finetune import bidirectional
+from bcm.inference import Toolkit, paper_schedules
 from bcm.networks import build_network
-from data.catalog import facts
+from bcm.precond import BCM
+from bcm.schedule import discretization
+from bcm.timesteps import (
+    CONSISTENCY_CIFAR10,
+    CONSISTENCY_IMAGENET64,
+    PAPER_CIFAR10,
+    PAPER_CIFAR10_DEEP,
+    PAPER_IMAGENET64,
+    TimeSteps,
+)
+from bcm.training import TrainState, fit
+from bcm.types import BCMError
+from data.cache import CachedSplit, cached_split
+from data.catalog import DATASETS
+from data.loader import Batch, Loader
+from data.shards import Manifest, Sample, write_manifest, write_split
 from pipelines.config import Config, ConfigError
-from pipelines.recipes import RECIPES, recipe
-from pipelines.train import describe
+from pipelines.describe import describe
+from pipelines.recipes import FLOPS_PER_GPU, RECIPES, recipe
+
+FULL = [name for name in RECIPES if not name.endswith("-smoke")]
+PLAIN = [name for name in FULL if not name.endswith("-deep")]
+"""The deep forms differ in the number of blocks; to count their costs takes twice as long."""
+CLASSES = {"digits": 10, "cifar10": 10, "ffhq64": 1, "lsun-bedroom256": 1, "imagenet64": 1000}
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_fits_its_data_set_and_its_name(name: str):
     config = recipe(name)
-    known = facts(config.dataset)
     assert config.recipe == name
-    assert (config.network.resolution, config.network.image_channels) == (known.resolution, known.channels)
-    assert config.train.batch_size <= known.splits["train"]
+    assert config.network.classes in (0, CLASSES[config.dataset])
+    if config.dataset in DATASETS:
+        known = DATASETS[config.dataset]
+        assert (config.network.resolution, config.network.image_channels) == (known.resolution, known.channels)
+        assert config.train.batch_size <= known.splits["train"]
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_says_what_to_expect_and_how_to_start_it(name: str):
-    text = RECIPES[name].__doc__ or ""
+    text, config = RECIPES[name].__doc__ or "", recipe(name)
     assert "Expected" in text
-    assert re.search(rf"Command: python -m pipelines\.train {name}( |$)", text, re.MULTILINE)
+    module, init = ("finetune", " --init ") if config.finetunes else ("train", "")
+    assert re.search(rf"Command: python -m pipelines\.{module} {name}{init}( |\b|$)", text)
 
 
 @pytest.mark.parametrize("wrong", ["cifar10bcm", "cifar-10-bcm", "CIFAR10-bcm"])
@@ -35,31 +67,201 @@ def test_an_unknown_recipe_names_the_nearest(wrong: str):
         recipe(wrong)
 
 
-def shown(config: Config) -> tuple[Config, dict[str, str]]:
-    """What `describe` prints, read back: the config, then the facts by name."""
-    text = describe(config)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_dry_run_shows_the_whole_config(name: str):
+    text = describe(recipe(name))
     end = text.index("\n}\n") + 2
-    lines = [line.split("  ", 1) for line in text[end:].strip().splitlines()]
-    return Config.from_dict(json.loads(text[:end])), {key: value.strip() for key, value in lines}
+    assert Config.from_dict(json.loads(text[:end])) == recipe(name)
+    assert f"{recipe(name).train.iterations * recipe(name).train.batch_size:,}" in text[end:]
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_describe_shows_the_whole_config(name: str):
-    config, found = shown(recipe(name))
-    assert config == recipe(name)
-    assert set(found) == {"parameters", "images in all", "stages"}
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in PLAIN if recipe(name).scaling.gpu])
+def test_the_hours_and_images_that_a_docstring_states_follow_from_the_recipe(name: str):
+    config, text = recipe(name), RECIPES[name].__doc__ or ""
+    stated = re.search(r"Hardware: (\d+) H100; about (\d+) hours for ([\d,.]+)M images", text)
+    assert stated, text
+    cost = step_cost(config.network, config.train, config.schedule, config.scaling.workers)
+    hours = cost.step_flops * config.train.iterations / (config.scaling.workers * FLOPS_PER_GPU) / 3600
+    assert int(stated[1]) == config.scaling.workers
+    assert float(stated[2]) == pytest.approx(hours, rel=0.05)
+    assert stated[3] == f"{config.train.iterations * config.train.batch_size / 1e6:,.1f}"
+    assert cost.peak < 70e9
 
 
-def test_describe_of_cifar10_matches_the_paper():
-    _, found = shown(recipe("cifar10-bcm"))
-    assert round(int(found["parameters"].replace(",", "")) / 1e6, 2) == 61.90
-    assert found["images in all"] == "409,600,000"
-    stages = [tuple(map(int, pair)) for pair in re.findall(r"N=(\d+) from step (\d+)", found["stages"])]
-    assert stages == [(10 * 2**i + 1, i * 50_000) for i in range(8)]
+# ---- the paper's numbers
 
 
-@pytest.mark.parametrize("name", ["digits", "digits-smoke", "cifar10-bcm-smoke"])
-def test_small_recipes_have_networks_for_a_laptop(name: str):
+def stages(config: Config) -> list[tuple[int, int]]:
+    """N, and its first iteration, found by looking at both sides of each thousandth."""
+    K, found = config.train.iterations, {}
+    for k in range(0, K, 1000 if K > 10_000 else 1):
+        for step in (k - 1, k):
+            if step >= 0:
+                found.setdefault(discretization(step, K, config.schedule), step)
+    return list(found.items())
+
+
+@pytest.mark.parametrize("name", ["cifar10-bcm", "cifar10-bcm-deep", "cifar10-ict", "ffhq64-bcm"])
+def test_the_stages_of_training_from_scratch(name: str):
+    assert stages(recipe(name)) == [(10 * 2**i + 1, i * 50_000) for i in range(8)]
+
+
+def test_the_uneven_stages_of_the_bedrooms():
+    begins = [0, 75_000, 150_000, 210_000, 270_000, 315_000, 360_000, 390_000]
+    assert stages(recipe("lsun-bedroom256-bcm")) == [(10 * 2**i + 1, k) for i, k in enumerate(begins)]
+    assert recipe("lsun-bedroom256-bcm").train.iterations == 420_000
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("cifar10-ict", 56.40),
+        ("cifar10-bcm", 61.90),
+        ("cifar10-ict-deep", 97.6),
+        ("cifar10-bcm-deep", 106.3),
+        ("ffhq64-bcm", 61.90),
+        ("lsun-bedroom256-bcm", 72.33),
+        ("imagenet64-ict", 278.023107),
+        ("imagenet64-bcm", 279.941571),
+        ("imagenet64-ict-deep", 465.1),
+        ("imagenet64-bcm-deep", 467.0),
+    ],
+)
+def test_the_sizes_of_the_networks(name: str, millions: float):
     with torch.device("meta"):
         network = build_network(recipe(name).network)
-    assert sum(p.numel() for p in network.parameters()) < 3e6
+    digits = len(str(millions).partition(".")[2])
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6, digits) == millions
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        ("cifar10-bcm", PAPER_CIFAR10),
+        ("cifar10-bcm-deep", PAPER_CIFAR10_DEEP),
+        ("cifar10-ict", CONSISTENCY_CIFAR10),
+        ("imagenet64-bcm", PAPER_IMAGENET64),
+        ("imagenet64-bcm-deep", PAPER_IMAGENET64),
+        ("imagenet64-ict-deep", CONSISTENCY_IMAGENET64),
+    ],
+)
+def test_the_time_steps_that_a_recipes_model_starts_with(name: str, steps: dict[str, TimeSteps]):
+    assert paper_schedules(recipe(name).network) == steps
+
+
+# ---- smoke forms
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_smoke_form_keeps_the_architecture_and_every_stage(name: str):
+    full, smoke = recipe(name), recipe(f"{name}-smoke")
+    narrower = {"width": smoke.network.width, "blocks": smoke.network.blocks}
+    if "head_channels" in asdict(full.network):
+        narrower["head_channels"] = asdict(smoke.network)["head_channels"]
+    assert replace(full.network, **narrower) == smoke.network
+    assert (smoke.train.objective, smoke.finetunes) == (full.train.objective, full.finetunes)
+    K = smoke.train.iterations
+    reached = {discretization(k, K, smoke.schedule) for k in range(K)}
+    assert reached == {N for N, _ in stages(full)}
+    with torch.device("meta"):
+        assert sum(p.numel() for p in build_network(smoke.network).parameters()) < 7e6
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Config], CachedSplit]:
+    """Shards of random images of a recipe's data set, by its name and size, in a cache."""
+    made: dict[str, CachedSplit] = {}
+
+    def make(config: Config) -> CachedSplit:
+        name, network = config.dataset, config.network
+        if name not in made:
+            root = tmp_path_factory.mktemp(name)
+            classes = tuple(map(str, range(CLASSES[name])))
+            shape = (network.resolution, network.resolution) + (3,) * (network.image_channels == 3)
+            images = np.random.default_rng(0).integers(0, 256, (40, *shape), dtype=np.uint8)
+            samples = [Sample(key=f"{i:03d}", image=image, label=i % len(classes)) for i, image in enumerate(images)]
+            manifest = Manifest(
+                name=name,
+                resolution=network.resolution,
+                channels=network.image_channels,
+                class_names=classes,
+                flip=True,
+                splits={"train": write_split(str(root / "shards"), "train", samples)},
+            )
+            write_manifest(str(root / "shards"), manifest)
+            made[name] = cached_split(str(root / "shards"), manifest, "train", root / "cache")
+        return made[name]
+
+    return make
+
+
+def initial(config: Config) -> BCM:
+    """A model as the recipe starts with: of random weights, or made from such a one of one time."""
+    torch.manual_seed(config.train.seed)
+    if not config.finetunes:
+        return BCM(build_network(config.network))
+    before = recipe(config.recipe.replace("-finetune", "-ict").replace("-bcm", "-ict")).network
+    model, network = bidirectional(BCM(build_network(before)), before)
+    assert network == config.network
+    return model
+
+
+def state_of(config: Config) -> TrainState:
+    return TrainState(initial(config), config.train, conditional=config.network.classes > 0)
+
+
+def batches(config: Config, cached: CachedSplit, k: int) -> Generator[Batch, None, None]:
+    size, seed = config.train.batch_size, config.train.seed
+    loader = Loader(cached=cached, batch_size=size, seed=seed, rank=0, world_size=1, flip=True)
+    return loader.batches(k * size)
+
+
+@pytest.mark.parametrize("name", ["cifar10-ict-deep", "cifar10-bcm-deep", "imagenet64-ict-deep", "imagenet64-bcm-deep"])
+def test_a_deep_form_has_twice_the_blocks(name: str):
+    deep, plain = recipe(name), recipe(name.removesuffix("-deep"))
+    assert deep.network == replace(plain.network, blocks=2 * plain.network.blocks)
+    assert replace(deep.train, accumulate=1, iterations=1) == replace(plain.train, accumulate=1, iterations=1)
+    stated = [re.search(r"([\d,.]+)M images", RECIPES[name].__doc__ or "") for name in (name, plain.recipe)]
+    for config, images in zip((deep, plain), stated, strict=True):
+        assert images and images[1] == f"{config.train.iterations * config.train.batch_size / 1e6:,.1f}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [f"{name}-smoke" for name in FULL])
+def test_a_smoke_form_trains_checkpoints_resumes_and_samples(
+    name: str, shards: Callable[[Config], CachedSplit], tmp_path: Path
+):
+    config = recipe(name)
+    config = replace(config, train=replace(config.train, batch_size=2))
+    state, stream = state_of(config), batches(config, shards(config), 0)
+    steps = fit(state, stream, config.train, config.schedule)
+    first = next(steps)
+    save_checkpoint(tmp_path, state, config.network, {"config": config.to_dict()})
+    second = next(steps)
+    stream.close()
+    assert all(torch.isfinite(loss) for metrics in (first, second) for loss in metrics.losses.values())
+    assert state.skipped == 0
+
+    resumed = state_of(config)
+    assert load_checkpoint(tmp_path, resumed, config.network).k == 1
+    stream = batches(config, shards(config), resumed.k)
+    again = next(fit(resumed, stream, config.train, config.schedule))
+    stream.close()
+    assert {name: float(loss) for name, loss in again.losses.items()} == {
+        name: float(loss) for name, loss in second.losses.items()
+    }
+    for a, b in zip(resumed.model.parameters(), state.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+    model, info = load_model(tmp_path)
+    toolkit = Toolkit.of(model, info, paper_schedules(info.network))
+    labels = [0] if config.network.classes else None
+    if config.train.objective == "edm":
+        with pytest.raises(BCMError, match="denoiser"):
+            inference.generate(toolkit, [0], 1, labels)
+        return
+    image = inference.generate(toolkit, [0], 1, labels)
+    assert image.shape == (1, config.network.image_channels, *[config.network.resolution] * 2)
+    assert image.isfinite().all()

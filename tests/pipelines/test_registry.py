@@ -121,6 +121,14 @@ def test_the_champion_moves_to_a_better_version_alone(
     assert str(champion.version) == ("2" if moves else "1")
 
 
+def test_a_champion_that_was_never_scored_gives_way_to_a_scored_version(store: str, checkpoint: Path):
+    assert register(store, checkpoint, {}, "unscored").is_champion
+    second = register(store, checkpoint, {}, "unscored")
+    assert not second.is_champion and "is known of both" in second.reason
+    third = register(store, checkpoint, {"mse_nfe4": 0.5}, "unscored")
+    assert (third.is_champion, third.reason) == (True, "the champion, version 1, was never scored")
+
+
 def test_scores_and_tags_go_with_the_version_and_its_run(store: str, checkpoint: Path):
     run_id = tracking.start_run(store, experiment="digits", name="trained", params={}, tags={})
     registered = registry.register(

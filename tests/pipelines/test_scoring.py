@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,12 +10,17 @@ import torch
 from world import World
 
 from bcm import inference
-from bcm.inference import Toolkit
+from bcm.inference import Toolkit, save_toolkit
 from bcm.metrics import Moments
-from bcm.timesteps import PAPER_CIFAR10
+from bcm.networks import build_network
+from bcm.precond import BCM
+from bcm.timesteps import CONSISTENCY_CIFAR10, PAPER_CIFAR10
 from data.cache import CachedSplit, cached_split, default_cache_dir
 from data.shards import load_manifest
-from pipelines import models, runs, scoring
+from pipelines import models, runs, scoring, tracking
+from pipelines.evaluate import EvaluateOptions, evaluate
+from pipelines.recipes import recipe
+from pipelines.register import RegisterOptions, register
 from pipelines.scoring import BATCH, Held, images_of, moments_of, pixels
 from pipelines.tune import TuneOptions, search, shared_by_trials
 
@@ -144,3 +150,28 @@ def test_a_search_of_one_trial_tries_the_papers_schedule(world: World, ray_sessi
     found = search("sample-2", shared, options, str(world.root / "tune"))
     assert (found.trials, found.steps) == (1, PAPER_CIFAR10["sample-2"])
     assert found.best == pytest.approx(found.paper, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_model_of_its_own_and_of_one_time_is_scored_stored_and_registered(world: World, ray_session: None):
+    network = replace(recipe("digits-smoke").network, times=1, classes=10)
+    torch.manual_seed(0)
+    model = BCM(build_network(network)).eval().requires_grad_(False)
+    url = str(world.root / "ict")
+    toolkit = Toolkit(model=model, network=network, k=7, schedules=CONSISTENCY_CIFAR10)
+    save_toolkit(Path(url), toolkit, {"objective": "ct"})
+
+    scores = evaluate(EvaluateOptions(model=url, data=str(world.data), samples=40))
+    names = {f"{kind}_nfe{nfe}" for nfe in (1, 2) for kind in ("frechet", "frechet_ratio")}
+    assert set(scores) == names | {"frechet_test"}
+    x = inference.generate(toolkit, range(40), 2, [seed % 10 for seed in range(40)])
+    train = cached_split(str(world.data), load_manifest(str(world.data)), "train", default_cache_dir())
+    assert scores["frechet_nfe2"] == pytest.approx(frechet(pixels(x).double().numpy(), rows(train)), rel=1e-4)
+
+    name, registered = register(RegisterOptions(run=url, name="digits-ict"))
+    assert (name, registered.version, registered.is_champion) == ("digits-ict", "1", True)
+    found = models.open_model("models:/digits-ict@champion")
+    assert (found.network, found.k, found.schedules) == (network, 7, CONSISTENCY_CIFAR10)
+    version = tracking.connect(world.mlflow).get_model_version("digits-ict", "1")
+    assert version.tags["imported"] == url
+    assert float(version.tags["score.frechet_nfe2"]) == scores["frechet_nfe2"]

@@ -1,0 +1,64 @@
+"""Weights of other code bases, tiny, with known outputs; and shards of random images that fit them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from data.manifest import Manifest
+from data.shards import Sample, write_manifest, write_split
+
+CLASSES = 10
+RESOLUTION = 16
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A foreign network: its state dict, what goes into it, and what comes out."""
+
+    state: dict[str, Tensor]
+    x: Tensor
+    t: Tensor
+    u: Tensor
+    label: Tensor | None
+    F: Tensor
+
+
+def golden(shared: Path, name: str) -> Golden:
+    """The golden network `name`."""
+    path = shared / "golden" / f"{name}.npz"
+    if not path.is_file():
+        pytest.skip(f"reference data not found at {path}")
+    with np.load(path) as file:
+        arrays = {key: torch.from_numpy(file[key]) for key in file.files}
+    state = {key.removeprefix("param/"): value for key, value in arrays.items() if key.startswith("param/")}
+    t = arrays["t"]
+    return Golden(state, arrays["x"], t, arrays.get("u", t), arrays.get("y"), arrays["F"])
+
+
+def write_shards(url: str, train: int = 60, test: int = 12) -> None:
+    """Random images of the size and classes of the golden networks."""
+    rng = np.random.default_rng(0)
+    splits = {
+        split: write_split(
+            url,
+            split,
+            [
+                Sample(
+                    key=f"{split}{i:03d}",
+                    image=rng.integers(0, 256, (RESOLUTION, RESOLUTION, 3), dtype=np.uint8),
+                    label=i % CLASSES,
+                )
+                for i in range(count)
+            ],
+        )
+        for split, count in (("train", train), ("test", test))
+    }
+    names = tuple(str(label) for label in range(CLASSES))
+    write_manifest(
+        url,
+        Manifest(name="noise", resolution=RESOLUTION, channels=3, class_names=names, flip=False, splits=splits),
+    )

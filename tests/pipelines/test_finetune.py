@@ -1,0 +1,302 @@
+"""From a consistency model to a bidirectional one: the whole path on digits, and what cannot be a start."""
+
+import hashlib
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from mlflow import MlflowClient
+from safetensors.torch import load_file
+from spoil import flip_a_byte
+from world import Command, Outcome
+
+from bcm.checkpoint import INDEX, save_checkpoint
+from bcm.inference import generate
+from bcm.networks import NCSNppConfig, build_network
+from bcm.precond import BCM
+from bcm.schedule import discretization
+from bcm.training import TrainState
+from cluster import local
+from data.cache import CACHE_VARIABLE
+from data.sources import prepare
+from pipelines import runs, tracking
+from pipelines.config import Config, ConfigError
+from pipelines.finetune import FINETUNING, open_initial
+from pipelines.models import open_model
+from pipelines.recipes import recipe
+from pipelines.train import TrainOptions, plan, start
+
+ICT, FINETUNE = "digits-ict-smoke", "digits-finetune-smoke"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Data, runs and MLflow of this file's trainings."""
+
+    root: Path
+
+    @property
+    def mlflow(self) -> str:
+        return f"sqlite:///{self.root}/mlflow.db"
+
+    def options(self, name: str, resume: str | None = None) -> TrainOptions:
+        return TrainOptions(
+            config=recipe(name), storage=str(self.root / "runs"), data=str(self.root / "data"), resume=resume
+        )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A Ray of its own, with digits."""
+    found = Place(tmp_path_factory.mktemp("finetune"))
+    prepare("digits", None, str(found.root / "data"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(found.root / "cache"))
+        patch.setenv(tracking.URI_VARIABLE, found.mlflow)
+        with local.session(cpus=2, worker_logs=False):
+            yield found
+
+
+@pytest.fixture(autouse=True)
+def own_places(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One store for all trainings of this file."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(place.root / "cache"))
+    monkeypatch.setenv(tracking.URI_VARIABLE, place.mlflow)
+
+
+@pytest.fixture(scope="module")
+def ict(place: Place) -> runs.Run:
+    """A short training of the consistency model."""
+    return start(plan(place.options(ICT)))
+
+
+@pytest.fixture(scope="module")
+def tuned(place: Place, ict: runs.Run) -> runs.Run:
+    """A short fine-tuning from it."""
+    options = place.options(FINETUNE)
+    return start(plan(options, open_initial(ict.url, options.config)))
+
+
+def weights(run: runs.Run, k: int) -> dict[str, torch.Tensor]:
+    folder = Path(run.url) / runs.checkpoint_name(k)
+    files = ("model", "ema", "optimizer")
+    return {f"{file}:{name}": t for file in files for name, t in load_file(folder / f"{file}.safetensors").items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# ---- the path from iCT to BCM
+
+
+@pytest.mark.slow
+def test_fine_tuning_starts_where_the_consistency_model_ended(ict: runs.Run, tuned: runs.Run):
+    before, after = open_model(ict.url), open_model(f"{tuned.url}/{runs.checkpoint_name(0)}")
+    seeds = range(16)
+    torch.testing.assert_close(generate(after, seeds, 1), generate(before, seeds, 1), rtol=1e-6, atol=1e-6)
+    assert (before.network.times, after.network.times, after.k) == (1, 2, 0)
+
+
+@pytest.mark.slow
+def test_fine_tuning_trains_to_its_end_and_makes_a_bidirectional_model(tuned: runs.Run):
+    K = recipe(FINETUNE).train.iterations
+    assert runs.step_of(runs.latest_checkpoint(tuned.url)) == K
+    model = open_model(tuned.url)
+    assert not torch.equal(generate(model, [0], 1), generate(open_model(f"{tuned.first_checkpoint}"), [0], 1))
+    assert {"sample-4", "invert-4"} <= model.schedules.keys()
+
+
+@pytest.mark.slow
+def test_a_run_and_mlflow_say_what_it_was_started_from(place: Place, ict: runs.Run, tuned: runs.Run):
+    content = (Path(runs.latest_checkpoint(ict.url)) / "ema.safetensors").read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    assert (tuned.init, tuned.init_sha256) == (ict.url, digest)
+    read = runs.read_run(tuned.url)
+    assert (read.init, read.init_sha256) == (ict.url, digest)
+    params = MlflowClient(place.mlflow).get_run(tuned.mlflow_run).data.params
+    assert (params["init"], params["init_sha256"]) == (ict.url, digest)
+    assert "init" not in MlflowClient(place.mlflow).get_run(ict.mlflow_run).data.params
+    index = json.loads((Path(runs.latest_checkpoint(tuned.url)) / INDEX).read_text())
+    assert index["extra"]["init_sha256"] == digest
+
+
+@pytest.mark.slow
+def test_a_worker_killed_before_the_first_checkpoint_starts_from_it_again(place: Place, ict: runs.Run, tuned: runs.Run):
+    options = place.options(FINETUNE)
+    killed: list[int] = []
+    thread = threading.Thread(target=kill_a_worker, args=(killed,))
+    thread.start()
+    run = start(plan(options, open_initial(ict.url, options.config)))
+    thread.join()
+    assert killed
+    K = options.config.train.iterations
+    assert same(weights(run, K), weights(tuned, K))
+
+
+def kill_a_worker(killed: list[int]) -> None:
+    """Kill the first training worker that comes up, before it can have trained to a checkpoint."""
+    until = time.monotonic() + 120
+    while not killed and time.monotonic() < until:
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if process.status() != psutil.STATUS_ZOMBIE and "RayTrainWorker" in " ".join(process.cmdline()):
+                    process.kill()
+                    killed.append(process.pid)
+                    return
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("record", [None, '{"checkpoint_results": []}'])
+def test_a_run_that_has_nothing_but_its_start_resumes_from_it(place: Place, tuned: runs.Run, record: str | None):
+    name = f"{tuned.name}-alone"
+    alone = replace(tuned, name=name)
+    shutil.rmtree(alone.url, ignore_errors=True)
+    shutil.copytree(f"{tuned.first_checkpoint}", f"{alone.first_checkpoint}")
+    runs.write_run(alone)
+    if record:
+        (Path(alone.url) / runs.RAY_RECORD).write_text(record)
+    planned = plan(place.options(FINETUNE, resume=name))
+    assert planned.resumed and planned.initial is None
+    assert (planned.fallback or planned.resumed.first_checkpoint) == alone.first_checkpoint
+
+
+# ---- what cannot be a start
+
+Make = Callable[..., str]
+
+
+@pytest.fixture
+def finetune(command: Command, place: Place, tmp_path: Path) -> Callable[..., Outcome]:
+    """`pipelines.finetune digits-finetune-smoke` with a storage of the test's own."""
+
+    def run(*arguments: str) -> Outcome:
+        where = ("--storage", str(tmp_path / "runs"), "--data", str(place.root / "data"))
+        return command("finetune", FINETUNE, *where, *arguments)
+
+    return run
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Make:
+    """Saves a model of random weights that differs from digits-ict-smoke in some fields; its URL."""
+
+    def make(objective: str = "ct", **network: Any) -> str:
+        config = recipe(ICT)
+        config = replace(
+            config,
+            network=replace(config.network, **network),
+            train=replace(config.train, objective=objective),
+        )
+        state = TrainState(BCM(build_network(config.network)), config.train)
+        folder = tmp_path / "models" / "checkpoint"
+        save_checkpoint(folder, state, config.network, {"config": config.to_dict()})
+        return str(folder)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("difference", "said"),
+    [
+        ({"classes": 10}, "classes is 10, not 0"),
+        ({"resolution": 16}, "resolution is 16, not 8"),
+        ({"width": 12}, "width is 12, not 8"),
+        ({"image_channels": 3}, "image_channels is 3, not 1"),
+    ],
+)
+def test_a_model_of_another_shape_is_refused(
+    finetune: Callable[..., Outcome], saved: Make, difference: dict[str, Any], said: str
+):
+    source = saved(**difference)
+    error = finetune("--init", source).error
+    assert f"{source} does not fit recipe {FINETUNE}: {said}. Give --init a model of the same network" in error
+
+
+def test_a_model_that_is_bidirectional_already_is_refused(finetune: Callable[..., Outcome], saved: Make):
+    source = saved(objective="bct", times=2)
+    assert f"--init {source}: this network reads two times already" in finetune("--init", source).error
+
+
+def test_a_denoiser_is_refused(finetune: Callable[..., Outcome], saved: Make):
+    error = finetune("--init", saved(objective="edm")).error
+    assert "objective edm: it is a denoiser and no consistency model" in error
+
+
+def test_a_damaged_or_missing_model_is_refused(finetune: Callable[..., Outcome], saved: Make, tmp_path: Path):
+    source = saved()
+    flip_a_byte(Path(source) / "ema.safetensors")
+    assert f"{source}/ema.safetensors is missing or does not match the SHA-256" in finetune("--init", source).error
+    assert "no run and no finished checkpoint at" in finetune("--init", str(tmp_path / "nowhere")).error
+    assert "names no model; write models:/<name>@<alias>" in finetune("--init", "models:/x").error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_dropout_may_differ(saved: Make):
+    config = recipe(FINETUNE)
+    BCM(build_network(config.network)).load_state_dict(open_initial(saved(dropout=0.1), config).model.state_dict())
+
+
+def test_the_commands_send_each_recipe_to_the_right_one(command: Command, saved: Make):
+    error = command("train", FINETUNE).error
+    assert f"starts from a trained network of one time: python -m pipelines.finetune {FINETUNE} --init URL" in error
+    assert "python -m pipelines.finetune" in command("finetune", FINETUNE).error
+    assert "recipe digits trains from scratch: python -m pipelines.train digits" in command("finetune", "digits").error
+    assert "leave --init out" in command("finetune", FINETUNE, "--resume", "x", "--init", "y").error
+    assert "the recipe comes before --init" in command("finetune", "--init", "x").error
+    listed = command("finetune").out
+    assert all(f"  {name} " in listed for name in FINETUNING) and "digits-ict" not in listed.split()
+
+
+def test_a_dry_run_describes_and_checks_the_model_it_is_given(finetune: Callable[..., Outcome], saved: Make):
+    outcome = finetune("--dry-run", "--init", saved())
+    assert outcome.code == 0 and "N=41 from step 0, N=61 from step 24" in outcome.out
+    assert "classes is 10" in finetune("--dry-run", "--init", saved(classes=10)).error
+
+
+# ---- the recipes
+
+
+@pytest.mark.parametrize("name", FINETUNING)
+def test_a_fine_tuning_recipe_continues_that_of_its_consistency_model(name: str):
+    """What the paper changes is the second time and the grid; all the rest stays (Appendix C.1)."""
+    config = recipe(name)
+    before = recipe(name.replace("-finetune", "-ict").replace("-bcm", "-ict"))
+    same_network = {"times": 2} | ({"embedding": "projected"} if isinstance(config.network, NCSNppConfig) else {})
+    assert config.network == replace(before.network, **same_network)
+    for field in ("batch_size", "learning_rate", "ema_rates", "precision"):
+        assert getattr(config.train, field) == getattr(before.train, field)
+    assert len(stages(config)) == 3
+
+
+def stages(config: Config) -> dict[int, int]:
+    K, found = config.train.iterations, {}
+    for k in range(0, K, max(1, K // 1000)):
+        found.setdefault(discretization(k, K, config.schedule), k)
+    return found
+
+
+def test_the_papers_stages_of_fine_tuning():
+    assert recipe("imagenet64-bcm").train.iterations == 210_000 + 16_000 + 8_000
+    assert recipe("imagenet64-bcm-deep").train.iterations == 360_000 + 100_000 + 10_000
+    for name, ends in (("imagenet64-bcm", (210_000, 226_000)), ("imagenet64-bcm-deep", (360_000, 460_000))):
+        config = recipe(name)
+        K = config.train.iterations
+        steps = (0, ends[0] - 1, ends[0], ends[1] - 1, ends[1], K - 1)
+        assert [discretization(k, K, config.schedule) for k in steps] == [320, 320, 480, 480, 640, 640]
+
+
+def test_stages_that_training_would_not_reach_are_refused():
+    config = recipe("imagenet64-bcm")
+    with pytest.raises((ConfigError, ValueError), match="N=640"):
+        replace(config, train=replace(config.train, iterations=1000))
