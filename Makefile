@@ -11,8 +11,8 @@ PYTEST ?=
 quickstart: $(INSTALLED)  ## real images to a registered model, in about eight minutes
 	$(BIN)/python -m pipelines.quickstart $(QUICKSTART)
 
-test: $(INSTALLED)  ## every test, the slow ones too
-	$(BIN)/python -m pytest $(PYTEST)
+test: $(INSTALLED)  ## every test, the slow ones too, two files at a time
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST)
 
 check: $(INSTALLED)  ## style, types and import contracts
 	$(BIN)/ruff check .
