@@ -6,7 +6,7 @@ Each trained model adds its scores to the file as one line, and what the file ha
 interrupted run goes on where it stopped, and laws or seeds may be run one after another. Then it prints a table in
 Markdown of all lines with this number of steps: mean and standard deviation over the seeds and, against the first
 law, whether a score is better or worse in a paired 95 % t-test over the seeds that both have, or else the same. About
-six minutes a model on one core.
+seven minutes a model on one core.
 """
 
 import argparse

@@ -36,7 +36,10 @@ from pipelines.evaluate import SCORES
 from pipelines.recipes import recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("prepare", "train", "evaluate", "tune", "register", "sample", "picture", "import_weights", "quickstart")
+COMMANDS = (
+    *("prepare", "train", "finetune", "evaluate", "tune", "register", "sample", "picture"),
+    *("import_weights", "report", "quickstart"),
+)
 OPENING = ("evaluate", "tune", "register", "sample", "picture")
 """The commands that open a model."""
 

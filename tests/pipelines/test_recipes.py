@@ -37,8 +37,6 @@ from pipelines.describe import describe
 from pipelines.recipes import FLOPS_PER_GPU, RECIPES, recipe
 
 FULL = [name for name in RECIPES if not name.endswith("-smoke")]
-PLAIN = [name for name in FULL if not name.endswith("-deep")]
-"""The deep forms differ in the number of blocks; to count their costs takes twice as long."""
 CLASSES = {"digits": 10, "cifar10": 10, "ffhq64": 1, "lsun-bedroom256": 1, "imagenet64": 1000}
 
 
@@ -68,7 +66,7 @@ def test_an_unknown_recipe_names_the_nearest(wrong: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", FULL)
 def test_a_dry_run_shows_the_whole_config(name: str):
     text = describe(recipe(name))
     end = text.index("\n}\n") + 2
@@ -77,7 +75,7 @@ def test_a_dry_run_shows_the_whole_config(name: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in PLAIN if recipe(name).scaling.gpu])
+@pytest.mark.parametrize("name", [name for name in FULL if recipe(name).scaling.gpu])
 def test_the_hours_and_images_that_a_docstring_states_follow_from_the_recipe(name: str):
     config, text = recipe(name), RECIPES[name].__doc__ or ""
     stated = re.search(r"Hardware: (\d+) H100; about (\d+) hours for ([\d,.]+)M images", text)
