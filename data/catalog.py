@@ -16,8 +16,8 @@ class DatasetFacts:
         name: The name used in commands, manifests and recipes.
         resolution: Height and width in pixels (images are square).
         channels: 1 (grey) or 3 (RGB).
-        splits: Number of images of each split.
-        class_names: Name of each label, in label order.
+        splits: Number of images of each split, as published.
+        class_names: Name of each label, in label order; a folder of class folders brings its own.
         flip: Whether a mirrored image is as likely as the image itself.
         source_note: Where the images come from.
     """
@@ -51,7 +51,41 @@ _CIFAR10 = DatasetFacts(
     source_note="CIFAR-10 (Krizhevsky, 2009), cifar-10-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html",
 )
 
-DATASETS: Mapping[str, DatasetFacts] = MappingProxyType({facts.name: facts for facts in (_DIGITS, _CIFAR10)})
+_IMAGENET64 = DatasetFacts(
+    name="imagenet64",
+    resolution=64,
+    channels=3,
+    splits=MappingProxyType({"train": 1_281_167, "test": 50_000}),
+    class_names=tuple(str(number) for number in range(1, 1001)),
+    flip=True,
+    source_note="ImageNet (Russakovsky et al., 2015) at 64 px: the npz batches of Chrabaszcz et al. (2017), "
+    "https://image-net.org/download-images, whose classes are numbered from 1; or ImageNet's class folders",
+)
+
+_FFHQ64 = DatasetFacts(
+    name="ffhq64",
+    resolution=64,
+    channels=3,
+    splits=MappingProxyType({"train": 69_000, "test": 1_000}),
+    class_names=("face",),
+    flip=True,
+    source_note="FFHQ (Karras et al., 2019), https://github.com/NVlabs/ffhq-dataset: the PNG files of any size; "
+    "the last 1,000 are the test split",
+)
+
+_LSUN_BEDROOM256 = DatasetFacts(
+    name="lsun-bedroom256",
+    resolution=256,
+    channels=3,
+    splits=MappingProxyType({"train": 3_033_042, "test": 300}),
+    class_names=("bedroom",),
+    flip=True,
+    source_note="LSUN bedroom (Yu et al., 2015), https://github.com/fyu/lsun: bedroom_train_lmdb and bedroom_val_lmdb",
+)
+
+DATASETS: Mapping[str, DatasetFacts] = MappingProxyType(
+    {known.name: known for known in (_DIGITS, _CIFAR10, _IMAGENET64, _FFHQ64, _LSUN_BEDROOM256)}
+)
 
 
 def facts(name: str) -> DatasetFacts:

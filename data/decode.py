@@ -1,10 +1,11 @@
 """One verified shard -> uint8 pixels and labels. Nothing in a shard is ever unpickled or run."""
 
 import io
+import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,44 +13,72 @@ from PIL import Image, UnidentifiedImageError
 
 from data.errors import DataError
 from data.manifest import Manifest, Shard
+from data.tar import BLOCK, plain_members
 
-IMAGE_EXTENSIONS = frozenset({"png", "jpg", "jpeg", "webp"})
+IMAGE_EXTENSIONS = frozenset({"ppm", "pgm", "png", "jpg", "jpeg", "webp"})
+"""A ppm (RGB) or pgm (grey) member is a short header and the raw pixels: nothing to decode."""
 LABEL_EXTENSION = "cls"
+JSON_EXTENSION = "json"
+"""Read for its "label" where a sample has no .cls member."""
 REFUSED_EXTENSIONS = frozenset(
     {"pyd", "pkl", "pickle", "pt", "pth", "npy", "npz", "joblib", "dill", "ckpt", "py", "pyc", "so"}
 )
 """Kinds of member that some reader would unpickle or run."""
 
-_FORMATS = ("PNG", "JPEG", "WEBP")
+_FORMATS = ("PPM", "PNG", "JPEG", "WEBP")
 _CHANNELS_OF_MODE = {"L": 1, "RGB": 3}
 _LONGEST_LABEL = 20
+_LONGEST_JSON = 2**20
+_LONGEST_IMAGE = 4 * 2**20
 _AGAIN = "Write the whole set again with python -m pipelines.prepare."
 
 
-def _key_and_extension(name: str) -> tuple[str, str]:
+def raw_header(resolution: int, channels: int) -> bytes:
+    """What precedes the pixels, of shape (H, W) or (H, W, 3), in a member of raw pixels."""
+    return f"P{6 if channels == 3 else 5}\n{resolution} {resolution}\n255\n".encode("ascii")
+
+
+def key_and_extension(name: str) -> tuple[str, str]:
     """WebDataset's rule: the key ends at the first dot of the file name, the rest is the extension."""
     folder, slash, file = name.rpartition("/")
     stem, _, extension = file.partition(".")
     return folder + slash + stem, extension.lower()
 
 
-def _members(tar: tarfile.TarFile, where: str) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+def _accepted(name: str, where: str) -> tuple[str, str]:
+    """Key and extension of a member, unless it could run code."""
+    key, extension = key_and_extension(name)
+    if extension.rpartition(".")[2] in REFUSED_EXTENSIONS:
+        raise DataError(
+            f"{where}: member {name!r} is refused, because files of that kind can run code when read. "
+            "Write the shard again with images (.ppm, .png, .jpg, .webp) and labels (.cls) only."
+        )
+    return key, extension
+
+
+def members(tar: tarfile.TarFile, where: str) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
     """Key, extension and header of each file in the tar, refusing what could run code."""
     for member in tar:
         if member.isdir():
             continue
         if not member.isreg() or member.issparse():
             raise DataError(f"{where}: member {member.name!r} is a link or a device, not a file: write the shard again")
-        key, extension = _key_and_extension(member.name)
-        if extension.rpartition(".")[2] in REFUSED_EXTENSIONS:
-            raise DataError(
-                f"{where}: member {member.name!r} is refused, because files of that kind can run code when read. "
-                "Write the shard again with images (.png, .jpg, .webp) and labels (.cls) only."
-            )
-        yield key, extension, member
+        yield *_accepted(member.name, where), member
 
 
-def _pixels(payload: bytes, manifest: Manifest, where: str) -> NDArray[np.uint8]:
+def _files(path: Path, raw: NDArray[np.uint8], where: str) -> Iterator[tuple[str, str, int, int]]:
+    """Key, extension, first byte and length of each file in the tar at `path`, whose bytes are `raw`."""
+    plain = plain_members(raw)
+    if plain is None:
+        with tarfile.open(path, mode="r:") as tar:
+            for key, extension, member in members(tar, where):
+                yield key, extension, member.offset_data, member.size
+    else:
+        for name, offset, size in zip(plain.names, plain.offsets.tolist(), plain.sizes.tolist(), strict=True):
+            yield *_accepted(name, where), offset, size
+
+
+def _pixels(payload: bytes, manifest: Manifest, where: Callable[[], str]) -> NDArray[np.uint8]:
     """Pixels of shape (C, H, W); size and channels are checked before any pixel is decoded."""
     try:
         with Image.open(io.BytesIO(payload), formats=_FORMATS) as image:
@@ -57,33 +86,42 @@ def _pixels(payload: bytes, manifest: Manifest, where: str) -> NDArray[np.uint8]
             wanted = (manifest.resolution, manifest.resolution, manifest.channels)
             if (image.height, image.width, channels) != wanted:
                 raise DataError(
-                    f"{where}: the image is {image.height}x{image.width} with {channels or image.mode} channels, but "
+                    f"{where()}: the image is {image.height}x{image.width} with {channels or image.mode} channels, but "
                     f"the manifest states {wanted[0]}x{wanted[1]} with {wanted[2]}: resize it, then write the set again"
                 )
             pixels = np.asarray(image, dtype=np.uint8)
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DataError(f"{where}: not a readable PNG, JPEG or WebP image ({error}): write the shard again") from error
+        raise DataError(
+            f"{where()}: not a readable PNG, JPEG or WebP image ({error}): write the shard again"
+        ) from error
     return pixels[np.newaxis] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def _label(payload: bytes, manifest: Manifest, where: str) -> int:
-    text = payload[:_LONGEST_LABEL].decode("ascii", "replace").strip()
-    classes = len(manifest.class_names)
-    if len(payload) > _LONGEST_LABEL or not text.isdecimal() or not 0 <= int(text) < classes:
+def label_of(extension: str, payload: bytes, classes: int, where: str) -> int | None:
+    """The label, from 0 to classes - 1, in a .cls or .json member; None if a .json one has no number under "label"."""
+    text = _json_label(payload, where) if extension == JSON_EXTENSION else _plain_label(payload)
+    if text is None:
+        return None
+    if len(text) > _LONGEST_LABEL or not text.isdecimal() or int(text) >= classes:
         raise DataError(f"{where}: label {text!r} is not a whole number from 0 to {classes - 1}: write the shard again")
     return int(text)
 
 
-def _content(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
-    file.seek(member.offset_data)
-    payload = file.read(member.size)
-    if len(payload) != member.size:
-        raise EOFError(f"member {member.name!r} is cut off")
-    return payload
+def _plain_label(payload: bytes) -> str:
+    return payload[: 2 * _LONGEST_LABEL].decode("ascii", "replace").strip()
 
 
-def decode_shard(path: Path, url: str, shard: Shard, manifest: Manifest) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images of shape (n, C, H, W) and labels of shape (n,) of the tar file at `path`.
+def _json_label(payload: bytes, where: str) -> str | None:
+    try:
+        value = json.loads(payload) if len(payload) <= _LONGEST_JSON else None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: its .json member is not valid JSON: write the shard again") from error
+    label = value.get("label") if isinstance(value, dict) else None
+    return str(label) if type(label) is int else None
+
+
+def read_labels(path: Path, url: str, shard: Shard, manifest: Manifest) -> NDArray[np.int64]:
+    """Labels, of shape (n,), of the tar file at `path`, in which no image is decoded.
 
     The images must lie exactly where the manifest says: a tar that ends early is an error and never a shorter data set.
 
@@ -91,31 +129,89 @@ def decode_shard(path: Path, url: str, shard: Shard, manifest: Manifest) -> tupl
         path: The local copy, already checked for length and hash.
         url: Where it came from, for messages.
         shard: Its entry in the manifest.
-        manifest: The whole manifest, for size, channels and classes.
+        manifest: The whole manifest, for the classes.
     """
-    images = np.empty((shard.count, manifest.channels, manifest.resolution, manifest.resolution), dtype=np.uint8)
+    raw = mapped(path)
     places: dict[str, int] = {}
-    labels: dict[str, int] = {}
+    labels: dict[str, dict[str, int]] = {LABEL_EXTENSION: {}, JSON_EXTENSION: {}}
     try:
-        with path.open("rb") as file, tarfile.open(path, mode="r:") as tar:
-            for key, extension, member in _members(tar, url):
-                where = f"{url}: sample {key}"
-                if extension in IMAGE_EXTENSIONS:
-                    index = len(places)
-                    stated = (shard.offsets[index], shard.sizes[index]) if index < shard.count else None
-                    if key in places or stated != (member.offset_data, member.size):
-                        raise DataError(
-                            f"{where}: the manifest knows no image at byte {member.offset_data} of this shard. {_AGAIN}"
-                        )
-                    images[index] = _pixels(_content(file, member), manifest, where)
-                    places[key] = index
-                elif extension == LABEL_EXTENSION:
-                    labels[key] = _label(_content(file, member), manifest, where)
+        for key, extension, offset, size in _files(path, raw, url):
+            if extension in IMAGE_EXTENSIONS:
+                index = len(places)
+                stated = (shard.offsets[index], shard.sizes[index]) if index < shard.count else None
+                if key in places or stated != (offset, size):
+                    raise DataError(
+                        f"{url}: sample {key}: the manifest knows no image at byte {offset} of this shard. {_AGAIN}"
+                    )
+                places[key] = index
+            elif extension in labels:
+                payload = raw[offset : offset + size].tobytes()
+                if len(payload) != size:
+                    raise EOFError(f"sample {key} is cut off")
+                label = label_of(extension, payload, len(manifest.class_names), f"{url}: sample {key}")
+                if label is not None:
+                    labels[extension][key] = label
     except (tarfile.TarError, EOFError) as error:
         raise DataError(f"{url} is not a whole tar file ({error}). {_AGAIN}") from error
     if len(places) != shard.count:
         raise DataError(f"{url} holds {len(places)} images, but the manifest states {shard.count}. {_AGAIN}")
-    if places.keys() != labels.keys():
-        odd = min(places.keys() ^ labels.keys())
+    known = labels[JSON_EXTENSION] | labels[LABEL_EXTENSION]
+    if not known and len(manifest.class_names) == 1:
+        known = dict.fromkeys(places, 0)
+    if places.keys() != known.keys():
+        odd = min(places.keys() ^ known.keys())
         raise DataError(f"{url}: sample {odd} lacks its image or its label. {_AGAIN}")
-    return images, np.array([labels[key] for key in places], dtype=np.int64)
+    return np.array([known[key] for key in places], dtype=np.int64)
+
+
+def mapped(path: Path) -> NDArray[np.uint8]:
+    """The bytes of a file, mapped read-only."""
+    if path.stat().st_size == 0:
+        return np.empty(0, np.uint8)
+    return np.memmap(path, np.uint8, mode="r").view(np.ndarray)
+
+
+def decode_images(
+    raw: NDArray[np.uint8], offsets: NDArray[np.int64], sizes: NDArray[np.int64], manifest: Manifest, url: str
+) -> NDArray[np.uint8]:
+    """Images of shape (n, C, H, W) that lie at these places in the bytes of a tar."""
+    shape = (len(offsets), manifest.channels, manifest.resolution, manifest.resolution)
+    if (images := _raw_images(raw, offsets, sizes, shape)) is not None:
+        return images
+    images = np.empty(shape, dtype=np.uint8)
+    for index, (offset, size) in enumerate(zip(offsets.tolist(), sizes.tolist(), strict=True)):
+        if size > _LONGEST_IMAGE + 8 * images[index].size:
+            raise DataError(f"{_sample_at(raw, offset, url)}: the image has {size} bytes, too many for its size")
+        images[index] = _pixels(raw[offset : offset + size].tobytes(), manifest, partial(_sample_at, raw, offset, url))
+    return images
+
+
+def _raw_images(
+    raw: NDArray[np.uint8], offsets: NDArray[np.int64], sizes: NDArray[np.int64], shape: tuple[int, int, int, int]
+) -> NDArray[np.uint8] | None:
+    """The images, if all are raw pixels behind the header they must have; nothing is done for each image alone."""
+    count, channels, height, width = shape
+    header = np.frombuffer(raw_header(height, channels), np.uint8)
+    blocks = -(-(len(header) + channels * height * width) // BLOCK)
+    last = int(offsets.max(initial=0)) // BLOCK + blocks
+    if (sizes != len(header) + channels * height * width).any() or (offsets % BLOCK).any() or last * BLOCK > len(raw):
+        return None
+    places = (offsets // BLOCK)[:, np.newaxis] + np.arange(blocks)
+    rows = raw[: last * BLOCK].reshape(-1, BLOCK)[places].reshape(count, blocks * BLOCK)
+    if (rows[:, : len(header)] != header).any():
+        return None
+    pixels = rows[:, len(header) : len(header) + channels * height * width]
+    return np.ascontiguousarray(pixels.reshape(count, height, width, channels).transpose(0, 3, 1, 2))
+
+
+def _sample_at(raw: NDArray[np.uint8], offset: int, url: str) -> str:
+    """Names, for a message, the sample whose image begins at a byte: its header lies just before."""
+    name = raw[offset - BLOCK : offset - BLOCK + 100].tobytes().partition(b"\0")[0].decode("utf-8", "replace")
+    return f"{url}: sample {key_and_extension(name)[0]}"
+
+
+def decode_shard(path: Path, url: str, shard: Shard, manifest: Manifest) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images of shape (n, C, H, W) and labels of shape (n,) of the tar file at `path`; see `read_labels`."""
+    labels = read_labels(path, url, shard, manifest)
+    offsets, sizes = np.array(shard.offsets, np.int64), np.array(shard.sizes, np.int64)
+    return decode_images(mapped(path), offsets, sizes, manifest, url), labels

@@ -1,5 +1,6 @@
 """Turns what storage libraries raise into a DataError that says what to do."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,13 +10,21 @@ from data.errors import DataError
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 
 _NO_CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"})
-_UNREACHABLE = frozenset(
-    {"ConnectionError", "ConnectionClosedError", "HTTPClientError", "ClientConnectionError", "TimeoutError"}
+_SILENT = frozenset({"TimeoutError", "ReadTimeoutError", "ConnectTimeoutError", "FSTimeoutError"})
+_BROKEN = frozenset(
+    {"ConnectionError", "ConnectionClosedError", "HTTPClientError", "ClientConnectionError", "ClientPayloadError"}
+    | {"ResponseStreamingError", "IncompleteRead", "IncompleteReadError"}
 )
 _LASTING = _NO_CREDENTIALS | {
     *("FileNotFoundError", "FileExistsError", "IsADirectoryError", "NotADirectoryError", "PermissionError"),
     *("ImportError", "NotImplementedError", "ValueError"),
 }
+_PASSING = (408, 409, 425, 429)
+"""Statuses below 500 of servers that are busy."""
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the operating system says of a full disk."""
+
 _REMEDIES: tuple[tuple[frozenset[str], str], ...] = (
     (
         _NO_CREDENTIALS,
@@ -27,7 +36,7 @@ _REMEDIES: tuple[tuple[frozenset[str], str], ...] = (
     ),
     (frozenset({"FileNotFoundError"}), "Check the spelling, and that the bucket or folder exists"),
     (frozenset({"NotADirectoryError", "FileExistsError"}), "A part of that path is a file: choose another path"),
-    (_UNREACHABLE, "Check that the server runs and can be reached, and AWS_ENDPOINT_URL if it is not AWS itself"),
+    (_SILENT | _BROKEN, "Check that the server runs and can be reached, and AWS_ENDPOINT_URL if it is not AWS itself"),
     (
         frozenset({"ImportError", "ValueError"}),
         "Use a path, file://, s3://, or install the fsspec package for that scheme",
@@ -48,21 +57,50 @@ def _names(error: BaseException) -> set[str]:
 
 
 def _remedy(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return "Free some space there, or choose another place"
     for names, remedy in _REMEDIES:
         if names & _names(error):
             return remedy
     return "Check the URL, the free space and the permissions there"
 
 
+class ShortAnswerError(OSError):
+    """A server sent fewer bytes than it was asked for."""
+
+
+def status(error: BaseException) -> int | None:
+    """The HTTP status behind an error, if there is one."""
+    response = getattr(error.__cause__, "response", None)
+    if isinstance(response, dict):
+        return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return getattr(error, "status", None)
+
+
+def cause(error: BaseException) -> str:
+    """A few words for what went wrong, to be counted."""
+    names, code = _names(error), status(error)
+    if isinstance(error, ShortAnswerError):
+        return "short answer"
+    if names & _SILENT:
+        return "no answer in time"
+    if code is not None:
+        return f"status {code}"
+    return "connection broken off" if names & _BROKEN else type(error).__name__
+
+
 def is_lasting(error: BaseException) -> bool:
     """Whether trying again cannot help."""
-    return bool(_names(error) & _LASTING)
+    code = status(error)
+    refused = code is not None and 400 <= code < 500 and code not in _PASSING
+    return refused or bool(_names(error) & _LASTING)
 
 
-def failure(action: str, url: str, error: BaseException) -> DataError:
+def failure(action: str, url: str, error: BaseException, attempts: int = 1) -> DataError:
     """The DataError "cannot {action} {url}: ...", with the cause, a remedy, and no secret from the environment."""
     detail = " ".join(str(error).split())[:300].rstrip(".") or "no details"
-    return DataError(_masked(f"cannot {action} {url}: {type(error).__name__}: {detail}. {_remedy(error)}."))
+    tried = f" ({attempts} attempts)" if attempts > 1 else ""
+    return DataError(_masked(f"cannot {action} {url}{tried}: {type(error).__name__}: {detail}. {_remedy(error)}."))
 
 
 @contextmanager

@@ -1,17 +1,18 @@
-"""Resumable batches: a pure function of (seed, images seen), gathered ahead of the consumer by one thread."""
+"""Resumable batches: a pure function of (seed, images seen) and the windows, gathered ahead by one thread."""
 
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from time import perf_counter
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from data.cache import CachedSplit
+from data.cache import BUDGET_VARIABLE, Split
 from data.errors import DataError
 from data.order import batch_ids, flips, rank_slice
 
@@ -42,44 +43,61 @@ class Loader:
     """Batches of a cached split; its whole state is the integer `images_seen`.
 
     Attributes:
-        cached: The images.
+        cached: The images: of `cached_split`, or of `open_split`, which gives batches while it is being fetched.
         batch_size: Size of the global batch, over all ranks.
         seed: Seed of the order and of the flips.
         rank: This worker's number, from 0.
         world_size: Number of workers; it must divide the batch size.
         flip: Whether to mirror each image with probability 1/2 in each epoch.
+        pinned: Whether batches lie in page-locked memory, from where a GPU copies them while it computes.
     """
 
-    cached: CachedSplit
+    cached: Split
     batch_size: int
     seed: int
     rank: int
     world_size: int
     flip: bool
+    pinned: bool = field(default_factory=torch.cuda.is_available)
 
     def __post_init__(self) -> None:
         """Fails before the first batch, not in the middle of a run."""
         if self.batch_size < 1:
             raise DataError(f"batch size is {self.batch_size}: give at least 1")
         rank_slice(self.batch_size, self.rank, self.world_size)
+        largest = self.cached.largest_batch
+        if largest is not None and self.batch_size > largest:
+            raise DataError(
+                f"batch size is {self.batch_size}, but the windows of shards that the cache can hold allow batches of "
+                f"at most {largest}: set {BUDGET_VARIABLE} higher, or take smaller batches"
+            )
 
     def batch(self, images_seen: int) -> Batch:
         """This rank's part of the global batch that starts at `images_seen`, whatever was asked for before."""
-        total = len(self.cached.labels)
+        shuffle = self.cached.shuffle
         part = rank_slice(self.batch_size, self.rank, self.world_size)
-        epochs, ids = (values[part] for values in batch_ids(self.seed, images_seen, self.batch_size, total))
-        images = self.cached.images[ids]
-        if self.flip:
-            for epoch in np.unique(epochs):
-                mirrored = (epochs == epoch) & flips(self.seed, int(epoch), total)[ids]
-                images[mirrored] = images[mirrored, :, :, ::-1]
-        return Batch(
+        epochs, ids = (values[part] for values in batch_ids(self.seed, images_seen, self.batch_size, shuffle))
+        parts = [self._of_epoch(int(epoch), ids[epochs == epoch]) for epoch in np.unique(epochs)]
+        images, labels = (
+            np.concatenate(arrays) if len(parts) > 1 else arrays[0] for arrays in zip(*parts, strict=True)
+        )
+        batch = Batch(
             ids=torch.from_numpy(ids.copy()),
             images=torch.from_numpy(images),
-            labels=torch.from_numpy(self.cached.labels[ids]),
+            labels=torch.from_numpy(labels),
             positions=torch.arange(images_seen + part.start, images_seen + part.stop),
             wait=0.0,
         )
+        return (
+            replace(batch, images=batch.images.pin_memory(), labels=batch.labels.pin_memory()) if self.pinned else batch
+        )
+
+    def _of_epoch(self, epoch: int, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        images, labels = self.cached.take(self.seed, epoch, ids)
+        if self.flip:
+            mirrored = np.flatnonzero(flips(self.seed, epoch, self.cached.shuffle.count)[ids])
+            images[mirrored] = images[mirrored, :, :, ::-1]
+        return images, labels
 
     def batches(self, images_seen: int) -> Generator[Batch, None, None]:
         """Endless batches from `images_seen` on. Closing the iterator ends its thread, whose errors are raised here."""

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -14,6 +15,7 @@ from data.errors import DataError
 FORMAT = "bcm-shards"
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+LARGEST_RESOLUTION = 1024
 
 _TAR_BLOCK = 512
 _HEX_SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -110,6 +112,7 @@ class Manifest:
         class_names: Name of each label, in label order.
         flip: Whether mirrored images may be trained on.
         splits: Shards of each split.
+        root: URL of the folder that the shards' paths start from; "" for the manifest's own.
     """
 
     name: str
@@ -118,22 +121,25 @@ class Manifest:
     class_names: tuple[str, ...]
     flip: bool
     splits: Mapping[str, SplitManifest]
+    root: str = ""
 
     def __post_init__(self) -> None:
         """Checks every field; the splits become read-only."""
         _require(isinstance(self.name, str) and self.name != "", "name must be a non-empty text")
-        _require(_is_count(self.resolution) and self.resolution > 0, "resolution must be a whole number > 0")
+        sized = _is_count(self.resolution) and 0 < self.resolution <= LARGEST_RESOLUTION
+        _require(sized, f"resolution must be a whole number from 1 to {LARGEST_RESOLUTION}")
         _require(
             self.channels in (1, 3) and _is_count(self.channels), f"channels must be 1 or 3, not {self.channels!r}"
         )
         named = all(isinstance(name, str) for name in self.class_names) and len(self.class_names) > 0
         _require(named, "class_names must be a non-empty list of texts")
         _require(isinstance(self.flip, bool), "flip must be true or false")
+        _require(isinstance(self.root, str), "root must be a text")
         _require(len(self.splits) > 0, "there are no splits")
         for split in self.splits:
             _require(_SPLIT_NAME.fullmatch(split) is not None, f"split name {split!r} must be of a-z, 0-9, '_' and '-'")
         paths = [shard.path for split in self.splits.values() for shard in split.shards]
-        repeated = sorted({path for path in paths if paths.count(path) > 1}) if len(set(paths)) < len(paths) else []
+        repeated = sorted(path for path, times in Counter(paths).items() if times > 1)
         _require(not repeated, f"shard listed twice: {', '.join(repeated[:3])}")
         object.__setattr__(self, "splits", MappingProxyType(dict(self.splits)))
 
@@ -146,12 +152,18 @@ class Manifest:
         value: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         value["splits"] = {name: asdict(split) for name, split in self.splits.items()}
         value |= {"format": FORMAT, "version": FORMAT_VERSION}
+        if not self.root:
+            del value["root"]
         return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
     @cached_property
     def sha256(self) -> str:
         """Hash of the canonical JSON: it names the data set down to the last byte of every shard."""
         return hashlib.sha256(self.to_json().encode("ascii")).hexdigest()
+
+    def place(self, url: str) -> str:
+        """URL of the folder that the shards' paths start from, for a manifest found under `url`."""
+        return self.root or url
 
     def split(self, name: str) -> SplitManifest:
         """The split called `name`, or a DataError that lists those there are."""
@@ -180,7 +192,8 @@ def _list(value: object, where: str) -> list[Any]:
     return value
 
 
-def _shard(value: object, where: str) -> Shard:
+def parse_shard(value: object, where: str) -> Shard:
+    """The Shard in a decoded JSON value, checked strictly; `where` begins some error messages."""
     table = _table(value, {field.name for field in fields(Shard)}, where)
     offsets, sizes = (tuple(_list(table[key], f"{where}.{key}")) for key in ("offsets", "sizes"))
     return Shard(**{**table, "offsets": offsets, "sizes": sizes})
@@ -190,7 +203,7 @@ def _split(value: object, where: str) -> SplitManifest:
     table = _table(value, {"count", "shards"}, where)
     shards = enumerate(_list(table["shards"], f"{where}.shards"))
     return SplitManifest(
-        count=table["count"], shards=tuple(_shard(shard, f"{where}.shards[{i}]") for i, shard in shards)
+        count=table["count"], shards=tuple(parse_shard(shard, f"{where}.shards[{i}]") for i, shard in shards)
     )
 
 
@@ -203,7 +216,8 @@ def parse_manifest(value: object, where: str) -> Manifest:
                 f"format is {value.get('format')!r} version {value.get('version')!r}, but this program reads "
                 f"{FORMAT!r} version {FORMAT_VERSION}"
             )
-        table = _table(value, own | {"format", "version"}, "the manifest")
+        given = {"root": "", **value} if isinstance(value, dict) else value
+        table = _table(given, own | {"format", "version"}, "the manifest")
         if not isinstance(table["splits"], dict):
             raise DataError("splits must be an object")
         splits = {name: _split(split, f"splits.{name}") for name, split in table["splits"].items()}

@@ -1,8 +1,9 @@
-"""The order of samples: pure functions of (seed, epoch, number of images), the same on any number of workers.
+"""The order of samples: pure functions of (seed, epoch, counts of the shards), the same on any number of workers.
 
 The images of all epochs form one endless stream. A training run's place in it is one integer: the images seen so far.
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -15,17 +16,63 @@ SEED_LIMIT = 2**63
 
 _EPOCHS_KEPT = 4
 _ORDER_STREAM, _FLIP_STREAM = 0, 1
+_IMAGES, _SHARDS = 0, 1
 
 
-def _words(seed: int, epoch: int, stream: int, count: int) -> NDArray[np.uint64]:
-    """`count` raw 64-bit words of Philox4x64-10, one independent stream for each (seed, epoch, stream)."""
+@dataclass(frozen=True, kw_only=True)
+class Shuffle:
+    """How far images move: each epoch groups the shards into windows anew, and shuffles the images within each window.
+
+    A single window is a shuffle of the whole split.
+
+    Attributes:
+        counts: Number of images of each shard, in the order of the manifest.
+        window: Largest number of shards in a window.
+        first_window: The same in epoch 0, where it may be smaller: training begins when the first window is there.
+    """
+
+    counts: tuple[int, ...]
+    window: int
+    first_window: int
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if not self.counts or min(self.counts) < 1:
+            raise DataError(f"cannot shuffle shards of {self.counts} images: each needs at least one")
+        if min(self.window, self.first_window) < 1:
+            raise DataError(f"windows of {self.window} and {self.first_window} shards: give at least 1")
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return sum(self.counts)
+
+    def windows(self, epoch: int) -> int:
+        """Number of windows in an epoch."""
+        return -(-len(self.counts) // (self.first_window if epoch == 0 else self.window))
+
+    @property
+    def smallest_window(self) -> int:
+        """No window holds fewer images, in any epoch."""
+        shards = min(len(self.counts) // self.windows(epoch) for epoch in (0, 1))
+        return sum(sorted(self.counts)[:shards])
+
+
+def whole(count: int) -> Shuffle:
+    """The shuffle of `count` images within one window."""
+    return Shuffle(counts=(count,), window=1, first_window=1)
+
+
+def _words(seed: int, epoch: int, stream: int, count: int, kind: int = _IMAGES) -> NDArray[np.uint64]:
+    """`count` raw 64-bit words of Philox4x64-10, one independent stream for each (seed, epoch, stream, kind)."""
     for name, value in (("seed", seed), ("epoch", epoch)):
         if not 0 <= value < SEED_LIMIT:
             raise DataError(f"{name} {value} is out of range: give a whole number from 0 to 2**63 - 1")
     if count < 1:
         raise DataError(f"cannot order {count} images: a split needs at least one")
     key = np.array([seed, 2 * epoch + stream], dtype=np.uint64)
-    return np.random.Philox(key=key).random_raw(count)
+    # The counter's highest word tells the kinds apart; no stream is long enough to run into the next one.
+    return np.random.Philox(key=key, counter=np.array([0, 0, 0, kind], dtype=np.uint64)).random_raw(count)
 
 
 @lru_cache(maxsize=_EPOCHS_KEPT)
@@ -40,6 +87,31 @@ def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
 
 
 @lru_cache(maxsize=_EPOCHS_KEPT)
+def window_of_shard(seed: int, epoch: int, shuffle: Shuffle) -> NDArray[np.int64]:
+    """The window that each shard belongs to in one epoch, as a read-only array; windows differ by at most one shard."""
+    shards, windows = len(shuffle.counts), shuffle.windows(epoch)
+    place = np.empty(shards, dtype=np.int64)
+    place[np.argsort(_words(seed, epoch, _ORDER_STREAM, shards, _SHARDS), kind="stable")] = np.arange(shards)
+    window = place * windows // shards
+    window.setflags(write=False)
+    return window
+
+
+@lru_cache(maxsize=_EPOCHS_KEPT)
+def epoch_order(seed: int, epoch: int, shuffle: Shuffle) -> NDArray[np.int64]:
+    """Order of the image ids in one epoch, window after window, as a read-only array.
+
+    One window gives `permutation`; within each of several windows, the images keep the order they have there.
+    """
+    order = permutation(seed, epoch, shuffle.count)
+    if shuffle.windows(epoch) > 1:
+        window = np.repeat(window_of_shard(seed, epoch, shuffle), shuffle.counts)
+        order = order[np.argsort(window[order], kind="stable")]
+        order.setflags(write=False)
+    return order
+
+
+@lru_cache(maxsize=_EPOCHS_KEPT)
 def flips(seed: int, epoch: int, count: int) -> NDArray[np.bool_]:
     """Whether each image id is mirrored in this epoch (a fair coin for each), as a read-only array."""
     coins = (_words(seed, epoch, _FLIP_STREAM, count) >> np.uint64(63)).astype(np.bool_)
@@ -47,11 +119,20 @@ def flips(seed: int, epoch: int, count: int) -> NDArray[np.bool_]:
     return coins
 
 
-def batch_ids(seed: int, images_seen: int, batch_size: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def batch_ids(
+    seed: int, images_seen: int, batch_size: int, split: int | Shuffle
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Epochs and ids, each of shape (batch_size,), of the global batch that starts at `images_seen`.
 
-    Batches cross the ends of epochs without a gap; within an epoch every id comes exactly once.
+    Batches cross the ends of windows and epochs without a gap; within an epoch every id comes exactly once.
+
+    Args:
+        seed: Seed of the order.
+        images_seen: Images of the endless stream before this batch.
+        batch_size: Size of the global batch, over all workers.
+        split: The shuffle of the split; a number of images is shuffled as a whole.
     """
+    count = split if isinstance(split, int) else split.count
     if images_seen < 0:
         raise DataError(f"images_seen is {images_seen}: it counts images and cannot be negative")
     if batch_size < 1 or count < 1:
@@ -61,7 +142,8 @@ def batch_ids(seed: int, images_seen: int, batch_size: int, count: int) -> tuple
     ids = np.empty(batch_size, dtype=np.int64)
     for epoch in np.unique(epochs):
         chosen = epochs == epoch
-        ids[chosen] = permutation(seed, int(epoch), count)[places[chosen]]
+        order = epoch_order(seed, int(epoch), whole(count) if isinstance(split, int) else split)
+        ids[chosen] = order[places[chosen]]
     return epochs, ids
 
 

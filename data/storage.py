@@ -1,153 +1,152 @@
-"""The only user of fsspec: reads, writes and lists at any URL.
+"""Reads, writes and lists at any URL (see `data.filesystems` for what that may be).
 
-A URL is a local path, `file://...`, `s3://bucket/path` or anything else that fsspec knows. Credentials and endpoints
-come from the environment alone (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...). Every failure leaves as a DataError that
-names the URL and a remedy. No file system object is kept between calls, so nothing is carried across a fork.
+Every failure leaves as a DataError that names the URL and a remedy. What a further try can mend is tried again, up to a
+deadline, and counted (`data.retries`).
 """
 
 import hashlib
 import json
 import os
-import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
-from urllib.parse import urlsplit
 
-import fsspec
-import pyarrow.fs
-from fsspec.implementations.local import LocalFileSystem
-
+from data import ranges
 from data.errors import DataError
-from data.explain import explained, failure, is_lasting
+from data.explain import explained, failure
+from data.filesystems import absolute, arrow_filesystem, filesystem, has_buckets, is_local, is_s3, join, reader
+from data.ranges import Version, WrongBytesError
+from data.retries import note, retried
+
+__all__ = [
+    "RANGE_BYTES",
+    "Version",
+    "absolute",
+    "arrow_filesystem",
+    "check_writable",
+    "download_tree",
+    "exists",
+    "fetch",
+    "file_sizes",
+    "is_local",
+    "join",
+    "list_names",
+    "read_bytes",
+    "read_json",
+    "read_range",
+    "remove",
+    "version",
+    "walk",
+    "write_bytes",
+    "write_json",
+]
 
 T = TypeVar("T")
 
 RANGE_BYTES = 8 * 2**20
 """Longest range asked for at once: s3fs fetches longer ones in parts, and a short part would leave zeros behind."""
 
-_ATTEMPTS = 5
 _CHECK_SECONDS = 20.0
-_SLOWEST_BYTES_PER_SECOND = 500_000
-_SHORT_DEADLINE = 15.0
+_SHORT_DEADLINE = 20.0
 _FETCH_DEADLINE = 120.0
-
-# s3fs tries five times by itself, so botocore need not; listings are never cached because other processes write too.
-# Servers other than Amazon's refuse the newer checksum trailers, or answer a range with the checksum of the whole file.
-_S3_OPTIONS: Mapping[str, Any] = {
-    "use_listings_cache": False,
-    "config_kwargs": {
-        "connect_timeout": 5,
-        "read_timeout": 15,
-        "retries": {"total_max_attempts": 1},
-        "request_checksum_calculation": "when_required",
-        "response_checksum_validation": "when_required",
-    },
-}
-_S3_PROTOCOLS = ("s3", "s3a")
-_BUCKET_STORES = (*_S3_PROTOCOLS, "gs", "gcs", "az", "abfs", "abfss", "adl")
+_SLOWEST_BYTES_PER_SECOND = 500_000
+_PASSES = 3
+"""How often a file is read from its beginning, if it is replaced meanwhile or has other bytes than it should."""
 
 
-def _scheme(url: str) -> str:
-    return url.partition("://")[0].lower() if "://" in url else "file"
+def _tried(action: str, url: str, call: Callable[[], T], seconds: float | None = None) -> T:
+    """The result of `call`, tried again for so many seconds; on this machine's own disks it is tried once."""
+    patience = _SHORT_DEADLINE if seconds is None else seconds
+    return retried(action, url, call, 0.0 if is_local(url) else time.monotonic() + patience)
 
 
-def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec file system of a URL and the path inside it."""
-    if not url.strip():
-        raise DataError("the storage URL is empty: give a path or a URL such as s3://bucket/folder")
-    scheme = _scheme(url)
-    if "@" in urlsplit(url).netloc:
-        raise DataError(
-            f"the {scheme} URL holds credentials (a part before '@'): give them in the environment instead, for "
-            "example as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        )
-    if scheme in _BUCKET_STORES and not urlsplit(url).netloc:
-        raise DataError(f"{url} names no bucket: write {scheme}://bucket/folder")
-    if "::" in url:
-        raise DataError(f"{url} chains several file systems, which is not supported: give one plain URL")
-    options = _S3_OPTIONS if scheme in _S3_PROTOCOLS else {}
-    with explained("open", url):
-        return fsspec.core.url_to_fs(url, **options)
-
-
-def is_local(url: str) -> bool:
-    """Whether a URL is a path on this machine."""
-    return _scheme(url) in ("file", "local")
-
-
-def _local_path(url: str) -> Path:
-    return Path(filesystem(url)[1])
-
-
-def absolute(url: str) -> str:
-    """A local path made absolute (without `file://`); any other URL as it is."""
-    return str(_local_path(url)) if is_local(url) else url
-
-
-def join(url: str, *parts: str) -> str:
-    """`url` with path parts added."""
-    if not url.strip():
-        raise DataError("the storage URL is empty: give a path or a URL such as s3://bucket/folder")
-    root = url if url.endswith("://") else url.rstrip("/") + "/"
-    return root + "/".join(part.strip("/") for part in parts)
-
-
-def arrow_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem | None, str]:
-    """What Ray's RunConfig wants: (None, absolute path) for a local path, else (file system, path inside it).
-
-    The file system pickles without credentials: each process that unpickles it reads them from its own environment.
-    """
-    if is_local(url):
-        return None, absolute(url)
-    found, path = filesystem(url)
-    if {"key", "secret", "token"} & set(found.storage_options):
-        raise DataError(
-            "fsspec's own settings (FSSPEC_S3_* or its configuration file) hold credentials, which would be written "
-            "into Ray's files: give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment instead"
-        )
-    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(found)), path
+def _passes(call: Callable[[], T]) -> T:
+    """The result of `call`, which reads a file from its beginning, until the bytes are right."""
+    for left in reversed(range(_PASSES)):
+        try:
+            return call()
+        except WrongBytesError as error:
+            if not left:
+                raise
+            note(error.reason)
+    raise AssertionError("the loop above returns or raises")
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` only when it is written whole and flushed to the disk."""
+def _replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` only when it is written whole and, if durable, flushed to the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with unfinished.open("xb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
-def _info(url: str) -> dict[str, Any] | None:
-    found, path = filesystem(url)
-    with explained("read", url):
-        try:
-            return found.info(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
-
 def exists(url: str) -> bool:
     """Whether there is a file or folder at `url`."""
-    return _info(url) is not None
+
+    def asked() -> bool:
+        found, path = reader(url)
+        try:
+            found.info(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    return _tried("read", url, asked)
+
+
+def version(url: str) -> Version:
+    """Which file is at `url` now: its length, and a mark that changes when it is replaced."""
+    return _tried("read", url, partial(ranges.version_of, url))
+
+
+def read_range(url: str, start: int, end: int, known: Version) -> bytes:
+    """Bytes `start` to `end` (not included) of a file; ask for at most 8 MiB.
+
+    On S3, a DataError if the file is no longer the version that is known.
+    """
+    return _range(url, start, end, known, time.monotonic() + _SHORT_DEADLINE)
+
+
+def _range(url: str, start: int, end: int, known: Version, until: float) -> bytes:
+    def call() -> bytes:
+        return ranges.read_range(url, start, end, known, max(1.0, until - time.monotonic()))
+
+    return _tried(f"read bytes {start} to {end} of", url, call, until - time.monotonic())
+
+
+def _blocks(url: str, known: Version, until: float) -> Iterator[bytes]:
+    """The file at `url` in ranges of at most 8 MiB that are all of one version."""
+    for start in range(0, known.length, RANGE_BYTES):
+        yield _range(url, start, min(start + RANGE_BYTES, known.length), known, until)
+    if not is_s3(url) and _tried("read", url, partial(ranges.version_of, url)) != known:
+        raise ranges.replaced(url)
+
+
+def _deadline(length: int) -> float:
+    return time.monotonic() + _FETCH_DEADLINE + length / _SLOWEST_BYTES_PER_SECOND
 
 
 def read_bytes(url: str) -> bytes:
     """The whole (small) file at `url`; use `fetch` for large ones."""
-    found, path = filesystem(url)
-    payload: Any = _retried("read", url, lambda: found.cat_file(path))
-    return payload
+
+    def whole() -> bytes:
+        known = version(url)
+        return b"".join(_blocks(url, known, _deadline(known.length)))
+
+    return _passes(whole)
 
 
 def read_json(url: str) -> Any:
@@ -155,7 +154,7 @@ def read_json(url: str) -> Any:
     payload = read_bytes(url)
     try:
         return json.loads(payload)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{url} is not valid JSON ({error}): it is damaged or not the file meant; write it again"
         ) from error
@@ -163,23 +162,19 @@ def read_json(url: str) -> Any:
 
 def write_bytes(url: str, payload: bytes) -> None:
     """Writes a file; parents are made as needed, and readers see the old file or the whole new one."""
-    _retried("write", url, partial(_put, url, payload))
+    _tried("write", url, partial(_put, url, payload))
 
 
 def _put(url: str, payload: bytes) -> None:
     found, path = filesystem(url)
-    if isinstance(found, LocalFileSystem):
+    if is_local(url):
         with _replacing(Path(path)) as file:
             file.write(payload)
-    else:
-        _make_parents(found, path, url)
-        found.pipe_file(path, payload)
-
-
-def _make_parents(found: fsspec.AbstractFileSystem, path: str, url: str) -> None:
+        return
     # Object stores have no folders, and there makedirs would try to create the bucket.
-    if _scheme(url) not in _BUCKET_STORES:
+    if not has_buckets(url):
         found.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
+    found.pipe_file(path, payload)
 
 
 def write_json(url: str, value: Any) -> None:
@@ -189,19 +184,25 @@ def write_json(url: str, value: Any) -> None:
 
 def remove(url: str) -> None:
     """Removes the file at `url`; it is no error if there is none."""
-    found, path = filesystem(url)
-    with explained("remove", url), suppress(FileNotFoundError):
-        found.rm_file(path)
+
+    def call() -> None:
+        found, path = reader(url)
+        with suppress(FileNotFoundError):
+            found.rm_file(path)
+
+    _tried("remove", url, call)
 
 
 def _entries(url: str) -> list[dict[str, Any]]:
-    found, path = filesystem(url)
-    with explained("list", url):
+    def call() -> list[dict[str, Any]]:
+        found, path = reader(url)
         try:
             entries = found.ls(path, detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
-    return [entry for entry in entries if entry["name"].strip("/") != path.strip("/")]
+        return [entry for entry in entries if entry["name"].strip("/") != path.strip("/")]
+
+    return _tried("list", url, call)
 
 
 def list_names(url: str) -> list[str]:
@@ -213,6 +214,18 @@ def list_names(url: str) -> list[str]:
 def file_sizes(url: str) -> dict[str, int]:
     """Bytes of each file directly under `url`, by name; empty if it is absent. It costs one listing."""
     return {PurePosixPath(entry["name"]).name: entry["size"] for entry in _entries(url) if entry["type"] == "file"}
+
+
+def walk(url: str) -> dict[str, int]:
+    """Bytes of each file anywhere under `url`, by its path from there, sorted; {"": size} if `url` is a file itself."""
+
+    def call() -> dict[str, int]:
+        found, root = reader(url)
+        files = dict(found.find(root, detail=True))
+        root = root.rstrip("/")
+        return {path.removeprefix(root).lstrip("/"): info["size"] for path, info in sorted(files.items())}
+
+    return _tried("list", url, call)
 
 
 def check_writable(url: str) -> None:
@@ -243,87 +256,56 @@ def check_writable(url: str) -> None:
 
 def download_tree(url: str, local_dir: Path | str) -> None:
     """Copies every file under `url` to the same place under `local_dir`; a URL without files is a DataError."""
-    found, root = filesystem(url)
-    with explained("list", url):
-        files = dict(found.find(root, detail=True))
+    files = walk(url)
     if not files:
         raise DataError(f"there are no files at {url}: check the spelling")
-    for path, info in sorted(files.items()):
-        relative = PurePosixPath(path).relative_to(root)
-        if ".." in relative.parts:
+    for name, size in files.items():
+        if ".." in PurePosixPath(name).parts:
             raise DataError(
-                f"{url} holds a file named {path!r}, which would leave the folder it is copied to: remove it"
+                f"{url} holds a file named {name!r}, which would leave the folder it is copied to: remove it"
             )
-        fetch(join(url, str(relative)), info["size"], None, Path(local_dir) / relative)
+        fetch(join(url, name), size, None, Path(local_dir) / name)
 
 
-def fetch(url: str, expected_bytes: int | None, sha256: str | None, to: Path) -> None:
+def fetch(url: str, expected_bytes: int | None, sha256: str | None, to: Path, *, durable: bool = True) -> None:
     """Copies the file at `url` to the local path `to`, in ranges of at most 8 MiB, and checks its length and SHA-256.
 
-    Ranges are retried with growing, jittered pauses until a deadline that allows for 0.5 MB/s. `to` appears only when
-    all is well.
+    Ranges are tried again with growing, jittered pauses until a deadline that allows for 0.5 MB/s. A file that is
+    replaced meanwhile, or comes with another hash, is read from its beginning, three times at most. `to` appears only
+    when all is well.
 
     Args:
         url: The file.
         expected_bytes: Its length, or None to take the length the server states.
         sha256: Its hash in lower-case hex, or None for no check.
         to: The local path; an older file there is replaced.
+        durable: Whether the copy must outlive a loss of power; passing copies are quicker without.
     """
-    length = _retried("read", url, lambda: _stated_length(url))
-    if expected_bytes is not None and length != expected_bytes:
-        change = "cut short" if length < expected_bytes else "longer than it was"
+    until = _deadline(expected_bytes or 0)
+    _passes(partial(_fetch_once, url, expected_bytes, sha256, to, durable, until))
+
+
+def _fetch_once(
+    url: str, expected_bytes: int | None, sha256: str | None, to: Path, durable: bool, until: float
+) -> None:
+    meant = "read" if expected_bytes is None else f"read the {expected_bytes} bytes of"
+    known = _tried(meant, url, partial(ranges.version_of, url), until - time.monotonic())
+    if expected_bytes is not None and known.length != expected_bytes:
+        change = "cut short" if known.length < expected_bytes else "longer than it was"
         raise DataError(
-            f"{url} has {length} bytes, but {expected_bytes} are expected: it is {change} or was replaced. "
+            f"{url} has {known.length} bytes, but {expected_bytes} are expected: it is {change} or was replaced. "
             "Copy it again from a good source, or write the whole set again."
         )
-    until = time.monotonic() + _FETCH_DEADLINE + length / _SLOWEST_BYTES_PER_SECOND
+    if expected_bytes is None:
+        until += known.length / _SLOWEST_BYTES_PER_SECOND
     digest = hashlib.sha256()
-    with explained(f"copy to {to} from", url), _replacing(to) as file:
-        for start in range(0, length, RANGE_BYTES):
-            block = _retried(
-                "read",
-                url,
-                partial(_read_range, url, start, min(start + RANGE_BYTES, length)),
-                until - time.monotonic(),
-            )
+    with explained(f"copy to {to} from", url), _replacing(to, durable) as file:
+        for block in _blocks(url, known, until):
             digest.update(block)
             file.write(block)
-        if sha256 is not None and digest.hexdigest() != sha256:
-            raise DataError(
-                f"{url} is damaged: its {length} bytes have SHA-256 {digest.hexdigest()}, but {sha256} is expected. "
-                "Copy it again from a good source, or write the whole set again."
+        if sha256 not in (None, digest.hexdigest()):
+            raise WrongBytesError(
+                f"{url} is damaged: its {known.length} bytes have SHA-256 {digest.hexdigest()}, but {sha256} is "
+                "expected. Copy it again from a good source, or write the whole set again.",
+                "other bytes than the SHA-256 states",
             )
-
-
-def _stated_length(url: str) -> int:
-    found, path = filesystem(url)
-    size = found.info(path)["size"]
-    if size is None:
-        raise DataError(
-            f"the server of {url} does not state its length: download it by other means and give the local path"
-        )
-    return size
-
-
-def _read_range(url: str, start: int, end: int) -> bytes:
-    found, path = filesystem(url)
-    block: Any = found.cat_file(path, start=start, end=end)
-    if len(block) != end - start:
-        raise OSError(f"bytes {start} to {end} were asked for, but {len(block)} bytes came")
-    return block
-
-
-def _retried(action: str, url: str, call: Callable[[], T], seconds: float = _SHORT_DEADLINE) -> T:
-    """The result of `call`, tried up to five times with growing, jittered pauses, as long as the time lasts."""
-    until = time.monotonic() + seconds
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            return call()
-        except DataError:
-            raise
-        except Exception as error:
-            pause = 0.3 * 2**attempt * random.uniform(0.5, 1.0)
-            if is_local(url) or is_lasting(error) or attempt == _ATTEMPTS or time.monotonic() + pause > until:
-                raise failure(action, url, error) from error
-            time.sleep(pause)
-    raise AssertionError("the loop above returns or raises")

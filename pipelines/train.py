@@ -13,7 +13,7 @@ from bcm.training import TrainState
 from bcm.types import BCMError
 from cluster import local, scaling
 from data import storage
-from data.cache import CACHE_VARIABLE, cached_split, default_cache_dir
+from data.cache import BUDGET_VARIABLE, CACHE_VARIABLE, default_cache_dir, open_split
 from data.errors import DataError
 from data.manifest import Manifest
 from data.shards import check_shards, load_manifest
@@ -74,7 +74,7 @@ def plan(options: TrainOptions, initial: runs.Initial | None = None) -> Plan:
     _check_data(config, manifest, data)
     check_shards(data, manifest)
     if not _elsewhere():
-        cached_split(data, manifest, "train", default_cache_dir())
+        open_split(data, manifest, "train", default_cache_dir()).wait()
     resumed, fallback = None, None
     if options.resume is not None:
         resumed, fallback = _resumed(options.resume, config, run_storage, data, manifest)
@@ -225,7 +225,7 @@ def _fit(plan: Plan, run: runs.Run) -> None:
         fallback=plan.fallback or run.first_checkpoint,
     )
     arrow, path = storage.arrow_filesystem(run.storage)
-    worker_env = {CACHE_VARIABLE: os.environ[CACHE_VARIABLE]} if CACHE_VARIABLE in os.environ else {}
+    worker_env = {name: os.environ[name] for name in (CACHE_VARIABLE, BUDGET_VARIABLE) if name in os.environ}
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job},

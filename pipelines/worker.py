@@ -13,7 +13,8 @@ from bcm.networks import build_network
 from bcm.precond import BCM
 from bcm.training import StepMetrics, TrainState, fit
 from bcm.types import BCMError
-from data.cache import cached_split, default_cache_dir
+from data import retries
+from data.cache import default_cache_dir, open_split
 from data.loader import Batch, Loader
 from data.manifest import Manifest
 from pipelines import runs
@@ -49,7 +50,7 @@ def train_worker(entry: dict[str, Job]) -> None:
     with _final_errors(job.board) as already_failed:
         if already_failed:
             return
-        cached = cached_split(job.run.data, job.manifest, "train", default_cache_dir())
+        cached = open_split(job.run.data, job.manifest, "train", default_cache_dir())
         batch_size, seed = config.train.batch_size, config.train.seed
         loader = Loader(
             cached=cached, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size, flip=job.manifest.flip
@@ -131,6 +132,7 @@ class Reporter:
         values |= {"N": metrics.N, "grad_norm": float(metrics.grad_norm)}
         values |= {"images_seen": state.k * config.train.batch_size, "skipped_steps": state.skipped}
         values |= {"images_per_second": speed, "data_wait_share": wait_share}
+        values |= {"storage_retries": sum(retries.counts().values())}
         self.log.log(state.k, values)
         self.job.board.post(Progress(state.k, config.train.iterations, metrics.N, losses, speed, wait_share))
 

@@ -1,20 +1,28 @@
-"""Official sources -> shards and manifest in storage."""
+"""Sources -> shards and manifest in storage."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
+from itertools import chain
+from typing import Any
 
 from data import storage
-from data.catalog import DatasetFacts, facts
+from data.catalog import DATASETS, facts
 from data.errors import DataError
-from data.manifest import MANIFEST_NAME, Manifest
-from data.shards import SAMPLES_PER_SHARD, Sample, load_manifest, shard_problems, write_manifest, write_split
-from data.sources import cifar10, digits
+from data.manifest import MANIFEST_NAME, Manifest, Shard, SplitManifest
+from data.shards import SAMPLES_PER_SHARD, load_manifest, shard_problems, write_manifest
+from data.sources import tars
+from data.sources.plan import Plan
+from data.sources.planning import Choices, Source, check_name, look_at, planned, scanned
+from data.sources.write import Runner, clear_notes, healthy, in_turn, pending, write_task
+
+__all__ = ["Choices", "Progress", "prepare", "prepared"]
 
 Progress = Callable[[str, int, int], None]
 """Called with the split, the images written so far, and the images of the split."""
 
-_PROGRESS_EVERY = 500
+_FIXED = ("digits", "cifar10")
+"""Sets of which every copy is the same, so that a whole one is known without its source."""
 
 
 def prepare(
@@ -22,54 +30,46 @@ def prepare(
     source: str | None,
     to: str,
     *,
-    samples_per_shard: int = SAMPLES_PER_SHARD,
+    choices: Choices | None = None,
     progress: Progress | None = None,
+    run: Runner = in_turn,
+    tell: Callable[[str], None] = print,
 ) -> Manifest:
     """Writes every split of a data set, then its manifest, under the URL `to`.
 
-    If the whole set is there already, nothing is written and `progress` is never called; `prepared` tells beforehand.
+    A run that was killed goes on where it was, and ends with the same bytes as an unbroken one. If the whole set is
+    there already, nothing is written and `progress` is never called. The images are never in memory all at once.
 
     Args:
-        name: Name in the catalog.
-        source: For cifar10 the archive (local or URL) or the unpacked folder; None for digits.
+        name: Name in the catalog, or one of your own for your own images.
+        source: Path or URL of the images: an archive, a folder, a zip file, an lmdb, or tars; None for digits.
         to: Any storage URL; another data set there is a DataError.
-        samples_per_shard: Samples in each shard but the last.
-        progress: Called every 500 images and at the end of each split.
+        choices: What the catalog leaves open.
+        progress: Called after each shard.
+        run: Where the work is done: by default here, one part after the other.
+        tell: Called with what the user should know of the source.
     """
-    known = facts(name)
-    if (found := prepared(name, to, samples_per_shard=samples_per_shard)) is not None:
+    choices = choices or Choices()
+    check_name(name, choices, own_size=source is not None)
+    found = prepared(name, to, samples_per_shard=choices.samples_per_shard) if name in _FIXED else None
+    if found is not None:
         return found
-    with _reader(known, source) as read:
-        storage.check_writable(to)
-        # Without its manifest the set does not count as whole until the last line.
-        storage.remove(storage.join(to, MANIFEST_NAME))
-        splits = {
-            split: write_split(
-                to, split, _counted(read(split), known, split, progress), samples_per_shard=samples_per_shard
-            )
-            for split in known.splits
-        }
-    manifest = Manifest(
-        name=known.name,
-        resolution=known.resolution,
-        channels=known.channels,
-        class_names=known.class_names,
-        flip=known.flip,
-        splits=splits,
-    )
-    write_manifest(to, manifest)
-    return manifest
+    if name not in _FIXED and source is not None and not choices.rewrite:
+        place = look_at(name, source)
+        if place.kind == "tars":
+            return _describe_tars(name, place, to, choices, run)
+    with planned(name, source, choices, run) as plan:
+        for note in plan.notes:
+            tell(f"note: {note}")
+        return _write(plan, to, progress, run)
 
 
 def prepared(name: str, to: str, *, samples_per_shard: int = SAMPLES_PER_SHARD) -> Manifest | None:
-    """The manifest at `to` if this very set is there with every shard; None if it is absent or incomplete.
+    """The manifest at `to` if this very set (digits or cifar10) is there with every shard, else None.
 
     A different set at `to` is a DataError, so nothing is ever overwritten by mistake.
     """
     known = facts(name)
-    if not storage.exists(storage.join(to, MANIFEST_NAME)):
-        return None
-    found = load_manifest(to)
     wanted = {
         "name": known.name,
         "resolution": known.resolution,
@@ -77,8 +77,16 @@ def prepared(name: str, to: str, *, samples_per_shard: int = SAMPLES_PER_SHARD) 
         "class_names": known.class_names,
         "flip": known.flip,
         "images": dict(known.splits),
-        "samples per shard": min(samples_per_shard, max(known.splits.values())),
+        "samples per shard": min(samples_per_shard, 10_000 if name == "cifar10" else max(known.splits.values())),
     }
+    return _there(wanted, to)
+
+
+def _there(wanted: Mapping[str, Any], to: str) -> Manifest | None:
+    """The manifest at `to` if it states what is wanted and every shard is there; another set is a DataError."""
+    if not storage.exists(storage.join(to, MANIFEST_NAME)):
+        return None
+    found = load_manifest(to)
     actual = {
         "name": found.name,
         "resolution": found.resolution,
@@ -91,41 +99,88 @@ def prepared(name: str, to: str, *, samples_per_shard: int = SAMPLES_PER_SHARD) 
     for fact, value in wanted.items():
         if actual[fact] != value:
             raise DataError(
-                f"{to} holds a different data set: its {fact} is {actual[fact]!r}, not {value!r}. "
+                f"{to} holds a different data set: its {fact} is {_brief(actual[fact])}, not {_brief(value)}. "
                 "Choose another URL, or remove that set first."
             )
     return None if shard_problems(to, found) else found
 
 
-@contextmanager
-def _reader(known: DatasetFacts, source: str | None) -> Iterator[Callable[[str], Iterator[Sample]]]:
-    """A function from a split to its samples."""
-    if known.name == "digits":
-        if source is not None:
-            raise DataError(
-                f"digits comes with scikit-learn and takes no source, but {source!r} was given: leave it out"
-            )
-        yield digits.samples
-    elif known.name == "cifar10":
-        if source is None:
-            raise DataError(
-                "cifar10 needs a source: the path or URL of cifar-10-python.tar.gz or its unpacked folder, "
-                f"for example {cifar10.DOWNLOAD_URL}"
-            )
-        with cifar10.unpacked(source) as folder:
-            yield partial(cifar10.samples, source=str(folder))
-    else:
-        raise DataError(f"data set {known.name!r} has facts but no source")
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
-def _counted(samples: Iterator[Sample], known: DatasetFacts, split: str, progress: Progress | None) -> Iterator[Sample]:
-    """The samples, with progress told and their number checked against the facts."""
-    total, done = known.splits[split], 0
-    for done, sample in enumerate(samples, start=1):
-        yield sample
-        if progress is not None and (done % _PROGRESS_EVERY == 0 or done == total):
-            progress(split, done, total)
-    if done != total:
+def _write(plan: Plan, to: str, progress: Progress | None, run: Runner) -> Manifest:
+    """What is missing of the plan, then the manifest."""
+    wanted = {
+        "name": plan.name,
+        "resolution": plan.form.resolution,
+        "channels": plan.form.channels,
+        "class_names": plan.class_names,
+        "flip": plan.flip,
+        "images": plan.counts,
+        "samples per shard": max(count for task in plan.tasks for count in task.counts),
+    }
+    if (found := _there(wanted, to)) is not None:
+        clear_notes(to)
+        return found
+    storage.check_writable(to)
+    # Without its manifest the set does not count as whole until the last lines.
+    storage.remove(storage.join(to, MANIFEST_NAME))
+    done, tasks = pending(plan, to)
+    total, counts = plan.counts, dict.fromkeys(plan.counts, 0)
+    shards: dict[str, dict[int, Shard]] = {split: {} for split in total}
+    for written in chain(done, healthy(run(partial(write_task, to=to, form=plan.form), tasks))):
+        shards[written.split][written.index] = written.shard
+        counts[written.split] += written.shard.count
+        if progress is not None:
+            progress(written.split, counts[written.split], total[written.split])
+    manifest = Manifest(
+        name=plan.name,
+        resolution=plan.form.resolution,
+        channels=plan.form.channels,
+        class_names=plan.class_names,
+        flip=plan.flip,
+        splits={
+            split: SplitManifest(count=total[split], shards=tuple(found[index] for index in range(len(found))))
+            for split, found in shards.items()
+        },
+    )
+    write_manifest(to, manifest)
+    clear_notes(to)
+    return manifest
+
+
+def _describe_tars(name: str, source: Source, to: str, choices: Choices, run: Runner) -> Manifest:
+    """A manifest under `to` for the tars of an existing WebDataset, which stay as they are; made once."""
+    root = "" if storage.absolute(to).rstrip("/") == storage.absolute(source.root).rstrip("/") else source.root
+    if (found := _there({"name": name}, to)) is not None:
+        return found
+    storage.check_writable(to)
+    scans = scanned(source, run)
+    resolution, channels = tars.form_of(scans, source.root)
+    classes = tars.classes_of(scans, source.root)
+    check_name(name, replace(choices, resolution=resolution, channels=channels))
+    if choices.resolution not in (None, resolution) or choices.channels not in (None, channels):
         raise DataError(
-            f"the source gave {done} {split} images of {known.name}, but there are {total}: check the source"
+            f"the images at {source.root} have {resolution} px and {channels} channels: leave --resolution and "
+            "--channels out, or add --rewrite to make new shards of another size"
         )
+    known = DATASETS.get(name)
+    shards: dict[str, list[Shard]] = {}
+    for scan in scans:
+        shards.setdefault(scan.split, []).append(scan.shard())
+    manifest = Manifest(
+        name=name,
+        resolution=resolution,
+        channels=channels,
+        class_names=known.class_names if known and len(known.class_names) >= len(classes) else classes,
+        flip=known.flip if known else bool(choices.flip),
+        splits={
+            split: SplitManifest(count=sum(shard.count for shard in found), shards=tuple(found))
+            for split, found in shards.items()
+        },
+        root=root and storage.absolute(root),
+    )
+    write_manifest(to, manifest)
+    return manifest

@@ -7,6 +7,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +18,7 @@ from data import storage
 from data.catalog import facts
 from data.errors import DataError
 from data.shards import Sample
+from data.sources.plan import Part
 
 FOLDER = "cifar-10-batches-py"
 DOWNLOAD_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
@@ -37,7 +39,7 @@ MD5: Mapping[str, str] = MappingProxyType(
 """MD5 of each official batch file."""
 
 _LONGEST_BATCH = 40 * 2**20
-_IMAGES_IN_BATCH = 10_000
+IMAGES_IN_BATCH = 10_000
 
 
 class _BatchUnpickler(pickle.Unpickler):
@@ -72,7 +74,7 @@ def _parsed(payload: bytes, where: str) -> tuple[np.ndarray, list[int]]:
     """Images of shape (10000, 32, 32, 3) and labels of a batch whose MD5 was checked."""
     try:
         batch = _BatchUnpickler(io.BytesIO(payload), encoding="bytes").load()
-        images = np.asarray(batch[b"data"], dtype=np.uint8).reshape(_IMAGES_IN_BATCH, 3, 32, 32)
+        images = np.asarray(batch[b"data"], dtype=np.uint8).reshape(IMAGES_IN_BATCH, 3, 32, 32)
         labels = [int(label) for label in batch[b"labels"]]
     except (pickle.UnpicklingError, LookupError, TypeError, ValueError, AttributeError, EOFError) as error:
         raise DataError(
@@ -93,9 +95,30 @@ def samples(split: str, source: str) -> Iterator[Sample]:
     with unpacked(source) as folder:
         for name in BATCHES[split]:
             path = folder / name
-            images, labels = _parsed(_verified(_read(path), name, source), str(path))
-            for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-                yield Sample(key=f"{name}-{index:05d}", image=image, label=label)
+            yield from BatchPart(path=str(path), name=name, md5=MD5[name]).entries(0, IMAGES_IN_BATCH)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPart:
+    """The images of one batch file, known by its MD5."""
+
+    path: str = field(repr=False)
+    name: str
+    md5: str
+
+    def entries(self, start: int, stop: int) -> Iterator[Sample]:
+        """Its images from `start` to `stop`."""
+        images, labels = _parsed(_verified(_read(Path(self.path)), self.name, self.path), self.path)
+        for index in range(start, stop):
+            yield Sample(key=f"{self.name}-{index:05d}", image=images[index], label=labels[index])
+
+
+def parts(folder: Path) -> dict[str, list[tuple[Part, int]]]:
+    """The batch files of each split, with their numbers of images."""
+    return {
+        split: [(BatchPart(path=str(folder / name), name=name, md5=MD5[name]), IMAGES_IN_BATCH) for name in names]
+        for split, names in BATCHES.items()
+    }
 
 
 def _read(path: Path) -> bytes:

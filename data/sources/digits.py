@@ -1,6 +1,8 @@
 """The 1,797 handwritten digits that come with scikit-learn, in a split fixed for good."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -33,3 +35,14 @@ def samples(split: str) -> Iterator[Sample]:
     chosen = order[: counts["train"]] if split == "train" else order[counts["train"] :]
     for place in chosen:
         yield Sample(key=f"{split}{place:05d}", image=images[place], label=int(digits.target[place]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DigitsPart:
+    """All images of a split."""
+
+    split: str
+
+    def entries(self, start: int, stop: int) -> Iterator[Sample]:
+        """Its images from `start` to `stop`."""
+        return islice(samples(self.split), start, stop)

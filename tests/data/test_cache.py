@@ -3,9 +3,9 @@
 import dataclasses
 import hashlib
 import io
-import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import cache
+from data import storage
 from data.cache import cached_split, default_cache_dir
 from data.errors import DataError
 from data.manifest import Manifest, Shard, SplitManifest
@@ -117,7 +117,21 @@ def _flip_a_byte(path: Path) -> None:
     path.write_bytes(raw)
 
 
-@pytest.mark.parametrize("name", ["images.npy", "labels.npy", "whole.json"])
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the shards that are fetched from now on."""
+    names: list[str] = []
+    fetch = storage.fetch
+
+    def noted(url: str, *arguments, **options) -> None:
+        names.append(url.rpartition("/")[2])
+        fetch(url, *arguments, **options)
+
+    monkeypatch.setattr(storage, "fetch", noted)
+    return names
+
+
+@pytest.mark.parametrize("name", ["content", "labels", "checks", "stamp", "ready"])
 @pytest.mark.parametrize(
     "damage",
     [
@@ -128,29 +142,25 @@ def _flip_a_byte(path: Path) -> None:
     ],
     ids=["changed", "short", "empty", "missing"],
 )
-def test_a_damaged_cache_is_made_again(
+def test_a_damaged_cache_is_mended(
     tmp_path: Path, random_samples, write_set, name: str, damage: Callable[[Path], None]
 ) -> None:
     samples = random_samples(12)
     manifest = write_set(str(tmp_path / "set"), samples)
     cached_split(str(tmp_path / "set"), manifest, "train", tmp_path / "cache")
-    damage(tmp_path / "cache" / manifest.sha256 / "train" / name)
+    damage(tmp_path / "cache" / manifest.sha256 / "train-decoded" / name)
     cached = cached_split(str(tmp_path / "set"), manifest, "train", tmp_path / "cache")
     assert np.array_equal(cached.images, np.stack([sample.image.transpose(2, 0, 1) for sample in samples]))
     assert cached.labels.tolist() == [sample.label for sample in samples]
-    assert sorted(path.name for path in (tmp_path / "cache" / manifest.sha256).iterdir()) == ["train", "train.lock"]
 
 
-def test_a_cache_of_pickled_objects_is_never_unpickled(tmp_path: Path, random_samples, write_set) -> None:
-    manifest = write_set(str(tmp_path / "set"), random_samples(5))
+def test_only_the_damaged_shard_is_fetched_again(tmp_path: Path, random_samples, write_set, fetched: list[str]) -> None:
+    manifest = write_set(str(tmp_path / "set"), random_samples(25))
     cached_split(str(tmp_path / "set"), manifest, "train", tmp_path / "cache")
-    home = tmp_path / "cache" / manifest.sha256 / "train"
-    bomb = np.array([_Bomb(tmp_path / "exploded")], dtype=object)
-    np.save(home / "labels.npy", bomb, allow_pickle=True)
-    sums = {name: cache._checksum(home / name) for name in ("images.npy", "labels.npy")}
-    (home / "whole.json").write_text(json.dumps(sums))
+    assert sorted(fetched) == [f"train-00000{shard}.tar" for shard in range(3)]
+    _flip_a_byte(tmp_path / "cache" / manifest.sha256 / "train-decoded" / "content")
     cached_split(str(tmp_path / "set"), manifest, "train", tmp_path / "cache")
-    assert not (tmp_path / "exploded").exists()
+    assert fetched[3:] == ["train-000002.tar"]
 
 
 class _Bomb:
@@ -164,16 +174,16 @@ class _Bomb:
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from data import cache
+from data import cache, extent
 from data.shards import load_manifest
 url, folder, log, pause = sys.argv[1:]
-decode = cache.decode_shard
-def counted(*arguments):
+read = extent.read_labels
+def noted(path, source, *arguments):
     with open(log, "a") as file:
-        file.write("decoding\\n")
+        file.write(source.rpartition("/")[2] + "\\n")
     time.sleep(float(pause))
-    return decode(*arguments)
-cache.decode_shard = counted
+    return read(path, source, *arguments)
+extent.read_labels = noted
 cached = cache.cached_split(url, load_manifest(url), "train", Path(folder))
 print(int(cached.images.sum()), int(cached.labels.sum()))
 """
@@ -193,24 +203,45 @@ def test_two_processes_at_once_make_it_once(tmp_path: Path, random_samples, writ
     outputs = [process.communicate(timeout=60) for process in processes]
     total = sum(int(sample.image.sum()) for sample in samples), sum(sample.label for sample in samples)
     assert [out.split() for out, _ in outputs] == [[str(value) for value in total]] * 2, outputs
-    assert (tmp_path / "log").read_text().splitlines() == ["decoding"] * 3
+    assert sorted((tmp_path / "log").read_text().splitlines()) == [f"train-00000{shard}.tar" for shard in range(3)]
 
 
-def test_a_kill_in_the_middle_leaves_nothing_taken_for_whole(tmp_path: Path, random_samples, write_set) -> None:
-    samples = random_samples(25)
-    manifest = write_set(str(tmp_path / "set"), samples)
-    victim = start_process(tmp_path, pause=0.5)
+def _wait_for(log: Path, shards: int) -> None:
+    """Returns when so many shards have been begun."""
     until = time.monotonic() + 60
-    while not ((tmp_path / "log").exists() and len((tmp_path / "log").read_text().splitlines()) >= 2):
+    while not (log.exists() and len(log.read_text().splitlines()) >= shards):
         assert time.monotonic() < until
         time.sleep(0.02)
-    victim.send_signal(signal.SIGKILL)
-    victim.communicate()
-    home = tmp_path / "cache" / manifest.sha256
-    assert not (home / "train").exists()
+
+
+def _kill_after(process: subprocess.Popen[str], log: Path, shards: int) -> None:
+    _wait_for(log, shards)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_after_a_kill_the_next_process_goes_on(tmp_path: Path, random_samples, write_set, fetched: list[str]) -> None:
+    samples = random_samples(55)
+    manifest = write_set(str(tmp_path / "set"), samples)
+    _kill_after(start_process(tmp_path, pause=0.3), tmp_path / "log", 4)
     cached = cached_split(str(tmp_path / "set"), manifest, "train", tmp_path / "cache")
     assert np.array_equal(cached.images, np.stack([sample.image.transpose(2, 0, 1) for sample in samples]))
-    assert sorted(path.name for path in home.iterdir()) == ["train", "train.lock"]
+    assert cached.labels.tolist() == [sample.label for sample in samples]
+    assert 2 <= len(fetched) <= 4
+    kept = {"build", "checks", "content", "labels", "ready", "stamp", "use"}
+    assert {path.name for path in (tmp_path / "cache" / manifest.sha256 / "train-decoded").iterdir()} == kept
+
+
+def test_a_process_that_waits_takes_over_from_one_that_is_killed(tmp_path: Path, random_samples, write_set) -> None:
+    samples = random_samples(45)
+    write_set(str(tmp_path / "set"), samples)
+    victim = start_process(tmp_path, pause=0.5)
+    _wait_for(tmp_path / "log", 1)
+    heir = start_process(tmp_path, pause=0.0)
+    _kill_after(victim, tmp_path / "log", 3)
+    out, err = heir.communicate(timeout=60)
+    total = sum(int(sample.image.sum()) for sample in samples), sum(sample.label for sample in samples)
+    assert out.split() == [str(value) for value in total], err
 
 
 PAIR = [("a.png", png()), ("a.cls", b"0"), ("b.png", png()), ("b.cls", b"1")]
@@ -222,7 +253,7 @@ def test_a_stock_set_is_read(tmp_path: Path) -> None:
     members = [("x/a.jpg", buffer.getvalue()), ("x/a.cls", b"1\n"), ("x/a.json", b"{}")]
     cached = cached_split(str(tmp_path), set_of_members(tmp_path, members), "train", tmp_path / "cache")
     assert cached.labels.tolist() == [1]
-    assert abs(int(cached.images[0, 0, 0, 0]) - 90) <= 1
+    assert abs(int(cached.images[0][0, 0, 0]) - 90) <= 1
 
 
 @pytest.mark.parametrize(
@@ -248,7 +279,6 @@ def test_bad_samples_are_named(tmp_path: Path, members: list[tuple[str, bytes]],
     with pytest.raises(DataError, match=message) as caught:
         cached_split(str(tmp_path / "set"), manifest, "train", tmp_path / "cache")
     assert "train-000000.tar" in str(caught.value)
-    assert not (tmp_path / "cache" / manifest.sha256 / "train").exists()
 
 
 @pytest.mark.parametrize("extension", ["pyd", "pkl", "pickle", "pt", "pth", "npy", "npz", "image.pyd", "PKL"])
@@ -307,7 +337,6 @@ def test_a_missing_shard(tmp_path: Path, random_samples, write_set) -> None:
     (tmp_path / "set" / "train-000001.tar").unlink()
     with pytest.raises(DataError, match=r"cannot read .*train-000001\.tar"):
         cached_split(str(tmp_path / "set"), manifest, "train", tmp_path / "cache")
-    assert sorted(path.name for path in (tmp_path / "cache" / manifest.sha256).iterdir()) == ["train.lock"]
 
 
 def test_a_full_disk_is_told(tmp_path: Path, random_samples, write_set) -> None:
@@ -322,13 +351,17 @@ def test_a_full_disk_is_told(tmp_path: Path, random_samples, write_set) -> None:
     run = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, cwd=ROOT, check=False)
     assert "DataError: cannot use the cache folder" in run.stderr, run.stderr
     assert "no space left. Free some space, or set BCM_CACHE_DIR" in run.stderr
-    assert [path.name for path in (tmp_path / "cache").glob("*/*")] == ["train.lock"]
 
 
-def test_a_set_larger_than_the_disk_is_refused_at_once(tmp_path: Path, random_samples, write_set) -> None:
-    manifest = dataclasses.replace(write_set(str(tmp_path / "set"), random_samples(5)), resolution=10**7)
+def test_a_set_larger_than_the_free_space_is_refused_at_once(
+    tmp_path: Path, random_samples, write_set, fetched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = write_set(str(tmp_path / "set"), random_samples(5))
+    usage = shutil.disk_usage(tmp_path)._replace(free=500)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(DataError, match="no space left"):
         cached_split(str(tmp_path / "set"), manifest, "train", tmp_path / "cache")
+    assert fetched == []
 
 
 def test_a_cache_folder_that_is_a_file(tmp_path: Path, random_samples, write_set) -> None:

@@ -20,7 +20,14 @@ def test_known_sets() -> None:
         {"train": 50_000, "test": 10_000},
         True,
     )
-    assert [len(known.class_names) for known in DATASETS.values()] == [10, 10]
+    assert [len(known.class_names) for known in DATASETS.values()] == [10, 10, 1000, 1, 1]
+    assert {name: (known.resolution, known.channels, known.flip) for name, known in DATASETS.items()} == {
+        "digits": (8, 1, False),
+        "cifar10": (32, 3, True),
+        "imagenet64": (64, 3, True),
+        "ffhq64": (64, 3, True),
+        "lsun-bedroom256": (256, 3, True),
+    }
 
 
 def test_a_misspelt_name_is_told_the_nearest() -> None:
@@ -29,5 +36,5 @@ def test_a_misspelt_name_is_told_the_nearest() -> None:
 
 
 def test_a_strange_name_is_told_all() -> None:
-    with pytest.raises(DataError, match="Known: cifar10, digits"):
+    with pytest.raises(DataError, match="Known: cifar10, digits, ffhq64, imagenet64, lsun-bedroom256"):
         facts("xyzzy")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.order import batch_ids, flips, permutation, rank_slice
+from data.order import Shuffle, batch_ids, epoch_order, flips, permutation, rank_slice, whole, window_of_shard
 
 seeds = st.integers(0, 2**63 - 1)
 counts = st.integers(1, 400)
@@ -85,3 +85,52 @@ def test_a_rank_outside_the_world_is_refused(rank: int) -> None:
 def test_numbers_out_of_range_are_refused(seed: int, seen: int, batch: int, count: int) -> None:
     with pytest.raises(DataError):
         batch_ids(seed, seen, batch, count)
+
+
+layouts = st.lists(st.integers(1, 20), min_size=1, max_size=12).map(tuple)
+
+
+@given(seeds, st.integers(0, 3), layouts, st.integers(1, 6), st.integers(1, 6))
+@settings(max_examples=60)
+def test_an_epoch_goes_through_its_windows_one_by_one(
+    seed: int, epoch: int, counts: tuple[int, ...], window: int, first: int
+) -> None:
+    shuffle = Shuffle(counts=counts, window=window, first_window=first)
+    size = window if epoch else first
+    windows = window_of_shard(seed, epoch, shuffle)
+    assert sorted(set(windows.tolist())) == list(range(shuffle.windows(epoch))) == list(range(-(-len(counts) // size)))
+    shards_of_windows = np.bincount(windows)
+    assert shards_of_windows.max() <= size
+    assert shards_of_windows.max() - shards_of_windows.min() <= 1
+    order = epoch_order(seed, epoch, shuffle)
+    assert sorted(order.tolist()) == list(range(sum(counts)))
+    images_of_windows = np.bincount(windows, weights=counts)
+    assert images_of_windows.min() >= shuffle.smallest_window
+    walked = np.repeat(windows, counts)[order]
+    assert walked.tolist() == np.repeat(np.arange(len(images_of_windows)), images_of_windows.astype(int)).tolist()
+
+
+@given(seeds, st.integers(0, 3), layouts)
+def test_one_window_is_the_permutation_of_all_images(seed: int, epoch: int, counts: tuple[int, ...]) -> None:
+    shuffle = Shuffle(counts=counts, window=len(counts), first_window=len(counts))
+    assert epoch_order(seed, epoch, shuffle).tolist() == permutation(seed, epoch, sum(counts)).tolist()
+    assert epoch_order(seed, epoch, whole(sum(counts))).tolist() == permutation(seed, epoch, sum(counts)).tolist()
+
+
+def test_the_windows_are_fixed_for_good() -> None:
+    # As above: checkpoints depend on these numbers.
+    shuffle = Shuffle(counts=(3, 4, 5, 2), window=2, first_window=1)
+    assert window_of_shard(0, 0, shuffle).tolist() == [1, 2, 0, 3]
+    assert window_of_shard(0, 1, shuffle).tolist() == [0, 1, 0, 1]
+    assert epoch_order(0, 1, shuffle).tolist() == [10, 7, 2, 9, 1, 11, 0, 8, 6, 13, 3, 5, 4, 12]
+
+
+def test_each_epoch_deals_the_shards_to_windows_anew() -> None:
+    shuffle = Shuffle(counts=(1,) * 40, window=10, first_window=10)
+    assert len({tuple(window_of_shard(seed, epoch, shuffle)) for seed in range(3) for epoch in range(5)}) == 15
+
+
+@pytest.mark.parametrize(("counts", "window", "first"), [((), 1, 1), ((3, 0), 1, 1), ((3,), 0, 1), ((3,), 1, 0)])
+def test_shuffles_that_cannot_be_are_refused(counts: tuple[int, ...], window: int, first: int) -> None:
+    with pytest.raises(DataError):
+        Shuffle(counts=counts, window=window, first_window=first)

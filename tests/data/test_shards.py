@@ -14,24 +14,27 @@ from webdataset.compat import WebDataset
 
 from data import storage
 from data.errors import DataError
-from data.shards import Manifest, Sample, check_shards, load_manifest, write_split
+from data.shards import ENCODINGS, Form, Manifest, Sample, check_shards, default_encoding, load_manifest, write_split
 
 
-def read_by_webdataset(folder: Path, names: list[str]) -> Iterator[tuple[str, np.ndarray, int]]:
-    stream = WebDataset([str(folder / name) for name in names], shardshuffle=False)
-    for sample in stream:
-        image = Image.open(io.BytesIO(sample["png"]))
-        yield sample["__key__"], np.asarray(image), int(sample["cls"])
+def read_by_webdataset(folder: Path, names: list[str], mode: str) -> Iterator[tuple[str, np.ndarray, int]]:
+    """What stock webdataset's own decoder makes of the shards."""
+    stream = WebDataset([str(folder / name) for name in names], shardshuffle=False).decode(mode)
+    for sample in iter(stream):  # pyright: ignore[reportArgumentType, reportCallIssue]
+        (image,) = (value for key, value in sample.items() if key in ("ppm", "pgm", "png", "webp"))
+        yield sample["__key__"], image, sample["cls"]
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_stock_webdataset_reads_what_was_written(tmp_path: Path, random_samples, write_set, channels: int) -> None:
+@pytest.mark.parametrize(("channels", "mode"), [(1, "l8"), (3, "rgb8")])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_stock_webdataset_reads_what_was_written(
+    tmp_path: Path, random_samples, channels: int, mode: str, encoding: str
+) -> None:
     samples = random_samples(25, channels=channels)
-    manifest = write_set(str(tmp_path), samples, samples_per_shard=10)
-    shards = manifest.splits["train"].shards
+    shards = write_split(str(tmp_path), "train", samples, samples_per_shard=10, encoding=encoding).shards
     assert [shard.path for shard in shards] == ["train-000000.tar", "train-000001.tar", "train-000002.tar"]
     assert [shard.count for shard in shards] == [10, 10, 5]
-    found = list(read_by_webdataset(tmp_path, [shard.path for shard in shards]))
+    found = list(read_by_webdataset(tmp_path, [shard.path for shard in shards], mode))
     assert [(key, label) for key, _, label in found] == [(sample.key, sample.label) for sample in samples]
     assert all(np.array_equal(image, sample.image) for (_, image, _), sample in zip(found, samples, strict=True))
 
@@ -144,6 +147,8 @@ def shard_of(value: dict) -> dict:
         (lambda v: v.update(flip="yes"), "flip must be"),
         (lambda v: v.update(resolution="6"), "resolution must be"),
         (lambda v: v.update(resolution=0), "resolution must be"),
+        (lambda v: v.update(resolution=10**6), "resolution must be"),
+        (lambda v: v.update(root=1), "root must be a text"),
         (lambda v: v.update(resolution=True), "resolution must be"),
         (lambda v: v.update(channels=4), "channels must be 1 or 3"),
         (lambda v: v.update(class_names=[]), "class_names"),
@@ -199,3 +204,10 @@ def test_the_hash_covers_every_fact(tmp_path: Path, random_samples, write_set) -
 def test_an_unknown_split_is_told_the_known(tmp_path: Path, random_samples, write_set) -> None:
     with pytest.raises(DataError, match="has no split 'valid'; it has train"):
         write_set(str(tmp_path), random_samples(5)).split("valid")
+
+
+def test_forms_are_checked_and_small_images_stay_raw() -> None:
+    assert [default_encoding(resolution) for resolution in (8, 32, 64, 65, 256)] == ["raw"] * 3 + ["webp"] * 2
+    for wrong in ({"resolution": 0}, {"resolution": 10**6}, {"channels": 4}, {"encoding": "jpg"}):
+        with pytest.raises(DataError, match=next(iter(wrong))):
+            Form(**{"resolution": 8, "channels": 3, "encoding": "raw", **wrong})

@@ -1,0 +1,101 @@
+"""The command: prepare, verify, inspect; in parallel on Ray, and killed while it is."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from world import Command
+
+from data.sources import Choices, prepare
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def fill(folder: Path, count: int, side: int = 12) -> Path:
+    for number, image in enumerate(np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)):
+        path = folder / ("cat" if number % 3 else "dog") / f"{number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_folder_is_prepared_verified_and_inspected(command: Command, tmp_path: Path) -> None:
+    source, place, out = fill(tmp_path / "in", 40), tmp_path / "set", tmp_path / "sheet.png"
+    done = command("prepare", "pets", "--source", str(source), "--to", str(place), "--resolution", "8", "--flip")
+    assert (done.code, done.err) == (0, "")
+    assert "train 36/36" in done.out and "test   " in done.out and "4 images in 1 shards" in done.out
+    assert "every byte is as the manifest says" in command("prepare", "verify", str(place)).out
+    seen = command("prepare", "inspect", str(place), "--out", str(out))
+    assert "8x8, 3 channels; mirroring allowed; 2 classes" in seen.out
+    counts = {line.split()[0]: 0 for line in seen.out.splitlines() if line.startswith(("  cat", "  dog"))}
+    for line in seen.out.splitlines():
+        if line.split()[:1] and line.split()[0] in counts:
+            counts[line.split()[0]] += int(line.split()[1])
+    assert counts == {"cat": 26, "dog": 14}
+    with Image.open(out) as sheet:
+        assert sheet.size == (20 * 8, 2 * 8)
+
+
+def test_damage_is_listed_by_verify_and_inspect(command: Command, tmp_path: Path) -> None:
+    place = tmp_path / "set"
+    prepare("pets", str(fill(tmp_path / "in", 20)), str(place), choices=Choices(resolution=8, samples_per_shard=6))
+    whole = (place / "train-000001.tar").read_bytes()
+    (place / "train-000001.tar").write_bytes(whole[:-1] + b"x")
+    (place / "test-000000.tar").unlink()
+    for form in ("verify", "inspect"):
+        error = command("prepare", form, str(place)).error
+        assert f"2 shards of {place} are not as its manifest says" in error
+        assert f"{place}/train-000001.tar is damaged" in error and f"{place}/test-000000.tar" in error
+    assert "there is no data set at" in command("prepare", "verify", str(tmp_path / "nothing")).error
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("prepare pets --source {in}", "give their --resolution"),
+        ("prepare ffhq64", "ffhq64 needs a source, the path or URL of its images: FFHQ"),
+        ("prepare pets --source {in} --resolution 8 --samples-per-shard 0", "give at least 1"),
+        ("prepare pets --source {in} --resolution 8 --encoding jpg", "choose from raw, png, webp"),
+        ("prepare pets --source {in} --resolution 8 --channels 2", "give 1 (grey) or 3 (RGB)"),
+        ("prepare pets --source {in}/none --resolution 8", "no files at"),
+    ],
+)
+def test_wrong_requests_are_explained(command: Command, tmp_path: Path, line: str, said: str) -> None:
+    fill(tmp_path / "in", 3)
+    assert said in command(*line.format(**{"in": tmp_path / "in"}).split(), "--to", str(tmp_path / "set")).error
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.slow
+def test_tasks_killed_with_their_driver_leave_nothing_that_matters(tmp_path: Path) -> None:
+    source = fill(tmp_path / "in", 300, side=60)
+    bad = source / "dog" / "0003.png"
+    good = bad.read_bytes()
+    prepare("pets", str(source), str(tmp_path / "alone"), choices=Choices(resolution=50, samples_per_shard=3))
+    bad.write_bytes(b"none")
+    arguments = ["pets", "--source", str(source), "--resolution", "50", "--samples-per-shard", "3", "--to", "set"]
+    command = [sys.executable, "-m", "pipelines.prepare", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None and len(list(tmp_path.glob("set/*.tar"))) < 20:
+            time.sleep(0.005)
+        assert process.poll() is None, "it ended before it was killed"
+        process.send_signal(signal.SIGKILL)
+    # Its workers end at once; what they still write is the same.
+    failed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert failed.returncode == 2 and "1 images of the source cannot be used" in failed.stderr, failed
+    assert "dog/0003.png: no readable" in failed.stderr and "Traceback" not in failed.stderr
+    bad.write_bytes(good)
+    # One shard is left to write, which needs no Ray.
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert content(tmp_path / "set") == content(tmp_path / "alone")
