@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from bcm.checkpoint import load_checkpoint, save_checkpoint
+from bcm.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 from bcm.networks import build_network
 from bcm.precond import BCM
 from bcm.training import StepMetrics, TrainState, fit
 from bcm.types import BCMError
 from data import retries
-from data.cache import default_cache_dir, open_split
+from data.cache import BUDGET_VARIABLE, default_cache_dir, open_split
 from data.loader import Batch, Loader
 from data.manifest import Manifest
 from pipelines import runs
@@ -55,7 +55,7 @@ def train_worker(entry: dict[str, Job]) -> None:
         loader = Loader(
             cached=cached, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size, flip=job.manifest.flip
         )
-        state, unsent = _initial_state(config, job.fallback)
+        state, unsent = _initial_state(config, job.fallback, cached.shuffle.window)
         reporter = Reporter(job, unsent) if rank == 0 else None
         batches = loader.batches(state.k * batch_size)
         for metrics in fit(state, _metered(batches, reporter), config.train, config.schedule, rank):
@@ -64,7 +64,7 @@ def train_worker(entry: dict[str, Job]) -> None:
                 if reporter:
                     reporter.point(state, mean)
             if state.k % config.checkpoint_every == 0 or state.k == config.train.iterations:
-                _checkpoint(job, state, reporter)
+                _checkpoint(job, state, reporter, cached.shuffle.window)
         if reporter:
             reporter.close()
 
@@ -82,7 +82,7 @@ def _final_errors(board: Board) -> Iterator[bool]:
         raise
 
 
-def _initial_state(config: Config, fallback: str | None) -> tuple[TrainState, list[Point]]:
+def _initial_state(config: Config, fallback: str | None, window: int) -> tuple[TrainState, list[Point]]:
     """The state to train on from: that of the last checkpoint, or a fresh one; and metrics not yet in MLflow."""
     from ray.train.torch import get_device, prepare_model
 
@@ -94,9 +94,20 @@ def _initial_state(config: Config, fallback: str | None) -> tuple[TrainState, li
         if directory:
             info = load_checkpoint(directory, state, config.network)
             unsent = [Point.from_dict(point) for point in info.extra.get("unsent", [])]
+            check_window(info, window)
     options = {"forward_sync_buffers": False, "gradient_as_bucket_view": True}
     state.loss = prepare_model(state.loss, move_to_device=False, parallel_strategy_kwargs=options)
     return state, unsent
+
+
+def check_window(info: CheckpointInfo, window: int) -> None:
+    """Raise `ConfigError` if the images come in another order now, for the cache holds windows of another size."""
+    noted = info.extra.get("window", window)
+    if noted != window:
+        raise ConfigError(
+            f"this run shuffles its images in windows of {noted} shards, but the cache now gives windows of {window}, "
+            f"and with them another order. Set {BUDGET_VARIABLE} on every node as it was when the run began."
+        )
 
 
 @contextmanager
@@ -166,7 +177,7 @@ def _metered(batches: Iterator[Batch], reporter: Reporter | None) -> Iterator[Ba
         yield batch
 
 
-def _checkpoint(job: Job, state: TrainState, reporter: Reporter | None) -> None:
+def _checkpoint(job: Job, state: TrainState, reporter: Reporter | None, window: int) -> None:
     """Save on the first worker and report on all, which Ray Train makes one step for all."""
     import ray.train
 
@@ -175,6 +186,7 @@ def _checkpoint(job: Job, state: TrainState, reporter: Reporter | None) -> None:
         ray.train.report(metrics)
         return
     extra = job.run.notes(job.config, state.k, [point.to_dict() for point in reporter.unsent()])
+    extra["window"] = window
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(Path(folder), state, job.config.network, extra)
         checkpoint = ray.train.Checkpoint.from_directory(folder)

@@ -97,7 +97,7 @@ class _Passing(BaseHTTPRequestHandler):
         else:
             self._send(status, headers, body, len(body))
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _pass  # noqa: N815
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _pass
 
     def _asked(self, server: _Server) -> tuple[int, list[tuple[str, str]], bytes]:
         """The answer of the server behind, which sees the signed headers as they came."""

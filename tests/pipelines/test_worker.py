@@ -1,9 +1,13 @@
 """The global batch does not depend on how many workers share it."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from bcm import rng
+from bcm.checkpoint import CheckpointInfo
+from bcm.networks import NCSNppConfig
 from bcm.schedule import ScheduleConfig, draw_times
 from bcm.training import TrainConfig
 from bcm.types import BCMError, from_uint8
@@ -12,6 +16,7 @@ from data.errors import DataError
 from data.loader import Loader
 from data.sources import prepare
 from pipelines import worker
+from pipelines.config import ConfigError
 from pipelines.progress import Seen
 
 BATCH = 32
@@ -90,3 +95,11 @@ def test_an_error_no_restart_can_mend_is_posted_on_the_board():
     with pytest.raises(DataError), worker._final_errors(Board()):  # type: ignore[arg-type]
         raise DataError("the store does not answer")
     assert posted == ["diverged"]
+
+
+@pytest.mark.parametrize(("noted", "refused"), [({}, False), ({"window": 2}, False), ({"window": 3}, True)])
+def test_another_order_of_images_is_not_gone_on_with(noted: dict[str, int], refused: bool):
+    info = CheckpointInfo(k=1, network=NCSNppConfig(), sigma_data=0.5, skipped=(0, 0), extra=noted, ema_rates=(0.9,))
+    expected = pytest.raises(ConfigError, match=r"windows of 3 shards.*windows of 2.*BCM_CACHE_BUDGET")
+    with expected if refused else nullcontext():
+        worker.check_window(info, 2)
