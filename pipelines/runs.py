@@ -207,11 +207,6 @@ def latest_checkpoint(run_url: str) -> str:
     raise ConfigError(f"run {run_url} has no finished checkpoint yet: train it on, with --resume.")
 
 
-def step_of(checkpoint_url: str) -> int:
-    """The iteration after which a checkpoint was written."""
-    return int(checkpoint_url.rstrip("/").rpartition(CHECKPOINT_PREFIX)[2])
-
-
 @contextmanager
 def local_checkpoint(url: str) -> Iterator[Path]:
     """A local copy of the checkpoint at `url`, which may be a run (its newest is taken) or a checkpoint itself."""

@@ -110,7 +110,7 @@ def test_fine_tuning_starts_where_the_consistency_model_ended(ict: runs.Run, tun
 @pytest.mark.slow
 def test_fine_tuning_trains_to_its_end_and_makes_a_bidirectional_model(tuned: runs.Run):
     K = recipe(FINETUNE).train.iterations
-    assert runs.step_of(runs.latest_checkpoint(tuned.url)) == K
+    assert runs.latest_checkpoint(tuned.url).endswith(runs.checkpoint_name(K))
     model = open_model(tuned.url)
     assert not torch.equal(generate(model, [0], 1), generate(open_model(f"{tuned.first_checkpoint}"), [0], 1))
     assert {"sample-4", "invert-4"} <= model.schedules.keys()
