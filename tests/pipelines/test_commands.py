@@ -56,8 +56,9 @@ def test_help_is_answered(command: Command, module: str):
     outcome = command(module, "--help")
     assert (outcome.code, outcome.err) == (0, "")
     assert f"python -m pipelines.{module}" in outcome.out
-    if module != "train":
-        assert "--dry-run" in outcome.out
+    choices = {"train": ("digits",), "finetune": ("digits-finetune",), "report": ("coverage",)}.get(module, ())
+    options = command(module, *choices, "--help")
+    assert options.code == 0 and "--dry-run" in options.out
 
 
 def test_train_without_a_recipe_lists_them(command: Command):
