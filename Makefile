@@ -12,7 +12,7 @@ quickstart: $(INSTALLED)  ## real images to a registered model, in about eight m
 	$(BIN)/python -m pipelines.quickstart $(QUICKSTART)
 
 test: $(INSTALLED)  ## every test, the slow ones too, two files at a time
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 check: $(INSTALLED)  ## style, types and import contracts
 	$(BIN)/ruff check .
