@@ -20,7 +20,8 @@ from bcm.metrics import Moments, frechet_distance, mse
 from bcm.networks import build_network
 from bcm.precond import BCM
 from bcm.training import TrainState, fit
-from benchmarks.pair_laws import SAMPLES, Real, batches, real_images, uint8_images
+from benchmarks.on_digits import batches, uint8_images
+from benchmarks.pair_laws import SAMPLES, Real, real_images
 from pipelines.config import Config
 from pipelines.recipes import recipe
 from pipelines.recipes.smoke import scaled
@@ -41,7 +42,7 @@ def trained(config: Config, model: BCM | None = None) -> Toolkit:
     """The average at the end of training, from `model` or from random weights."""
     torch.manual_seed(config.train.seed)
     state = TrainState(model or BCM(build_network(config.network)), config.train)
-    for _ in fit(state, batches(uint8_images("train")[0], config), config.train, config.schedule):
+    for _ in fit(state, batches(uint8_images("train")[0], config.train), config.train, config.schedule):
         pass
     average = state.ema.model
     assert isinstance(average, BCM)

@@ -13,14 +13,13 @@ import argparse
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from bcm.inference import Toolkit, generate, invert, reconstruct
 from bcm.metrics import Moments, frechet_distance, mse
@@ -31,8 +30,7 @@ from bcm.schedule import T_MAX, T_MIN
 from bcm.timesteps import PAPER_CIFAR10, Ancestral, Combined, TimeSteps, Zigzag
 from bcm.training import TrainState, fit
 from bcm.types import Images, from_uint8
-from data.order import batch_ids
-from data.sources import digits
+from benchmarks.on_digits import batches, uint8_images
 from pipelines.config import Config
 from pipelines.recipes import recipe
 from pipelines.scoring import pixels
@@ -60,13 +58,6 @@ GRID: dict[str, list[TimeSteps]] = {
 
 
 @dataclass(frozen=True)
-class Batch:
-    positions: Tensor
-    images: Tensor
-    labels: Tensor
-
-
-@dataclass(frozen=True)
 class Real:
     """The images a model is measured against."""
 
@@ -80,11 +71,6 @@ class Real:
     """A classifier on pixels."""
 
 
-def uint8_images(split: str) -> tuple[Tensor, list[int]]:
-    samples = list(digits.samples(split))
-    return torch.from_numpy(np.stack([sample.image for sample in samples]))[:, None], [s.label for s in samples]
-
-
 def real_images() -> Real:
     from sklearn.svm import SVC
 
@@ -96,18 +82,10 @@ def real_images() -> Real:
     return Real(train, test, moments, unit, lambda x: machine.predict(pixels(x).numpy()))
 
 
-def batches(train: Tensor, config: Config) -> Iterator[Batch]:
-    seen, size = 0, config.train.batch_size
-    while True:
-        _, ids = batch_ids(config.train.seed, seen, size, len(train))
-        yield Batch(torch.arange(seen, seen + size), train[ids], torch.zeros(size, dtype=torch.int64))
-        seen += size
-
-
 def trained(config: Config) -> Toolkit:
     torch.manual_seed(config.train.seed)
     state = TrainState(BCM(build_network(config.network)), config.train)
-    for _ in fit(state, batches(uint8_images("train")[0], config), config.train, config.schedule):
+    for _ in fit(state, batches(uint8_images("train")[0], config.train), config.train, config.schedule):
         pass
     model = state.ema.model
     assert isinstance(model, BCM)

@@ -18,11 +18,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -34,8 +33,7 @@ from bcm.rng import shared_dropout
 from bcm.schedule import T_MIN, ScheduleConfig, p_n, time_grid
 from bcm.training import TrainConfig, TrainState, train_step
 from bcm.types import from_uint8, like_images
-from data.order import batch_ids
-from data.sources import digits
+from benchmarks.on_digits import Batch, batches, uint8_images
 from pipelines.recipes import recipe
 
 SCHEDULE = ScheduleConfig(s0=1280, s1=1280)
@@ -52,13 +50,6 @@ COMPILED = {"fp32, compiled": {"compile": True}, "bf16, compiled": {"precision":
 CUDA = {"bf16, channels last": {"precision": "bf16", "channels_last": True}}
 CUDA_COMPILED = {"bf16, channels last, compiled": {"precision": "bf16", "channels_last": True, "compile": True}}
 REFERENCE = "plain step"
-
-
-@dataclass(frozen=True)
-class Batch:
-    positions: Tensor
-    images: Tensor
-    labels: Tensor
 
 
 @dataclass(frozen=True)
@@ -233,17 +224,9 @@ def compare(setting: Setting, options: argparse.Namespace, argv: list[str]) -> N
         )
 
 
-def digit_batches(train: Tensor, config: TrainConfig) -> Iterator[Batch]:
-    seen, size = 0, config.batch_size
-    while True:
-        _, ids = batch_ids(config.seed, seen, size, len(train))
-        yield Batch(torch.arange(seen, seen + size), train[ids], torch.zeros(size, dtype=torch.int64))
-        seen += size
-
-
 def compare_losses(steps: int, seeds: int) -> None:
     """Mean loss of the last fifth of training on digits, fp32 and bf16 from the same seeds."""
-    train = torch.from_numpy(np.stack([sample.image for sample in digits.samples("train")]))[:, None]
+    train, _ = uint8_images("train")
     print("| seed | fp32 | bf16 | bf16 over fp32 |")
     print("|---|---|---|---|")
     means: dict[str, list[float]] = {"fp32": [], "bf16": []}
@@ -254,7 +237,7 @@ def compare_losses(steps: int, seeds: int) -> None:
             config = replace(config, train=chosen)
             torch.manual_seed(seed)
             state = TrainState(BCM(build_network(config.network)), chosen)
-            stream = digit_batches(train, chosen)
+            stream = batches(train, chosen)
             losses = [train_step(state, next(stream), chosen, config.schedule).losses for _ in range(steps)]
             found.append(statistics.fmean(float(sum(step.values())) for step in losses[-max(steps // 5, 1) :]))
         a, b = means["fp32"][-1], means["bf16"][-1]

@@ -1,4 +1,4 @@
-"""A fast reader of plain tar files: 0.3 million members a second, several times what the standard library reads."""
+"""A fast reader of plain tar files: headers are found one by one, and checked all at once."""
 
 from dataclasses import dataclass
 

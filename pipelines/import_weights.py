@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bcm.checkpoint import INDEX
 from bcm.convert import SOURCES, convert, infer_network, unused
 from bcm.inference import Toolkit, check_task, paper_schedules, save_toolkit
 from bcm.networks import NetworkConfig, build_network, network_from_dict, network_to_dict
@@ -195,9 +194,7 @@ def store(toolkit: Toolkit, notes: Mapping[str, Any], to: str, name: str | None)
     with tempfile.TemporaryDirectory(prefix="bcm-import-") as folder:
         directory = Path(folder)
         save_toolkit(directory, toolkit, notes)
-        # The index goes last: without it the folder is no checkpoint.
-        for path in sorted(directory.iterdir(), key=lambda path: path.name == INDEX):
-            storage.write_bytes(storage.join(to, path.name), path.read_bytes())
+        runs.upload_checkpoint(directory, to)
         print(f"wrote {to}, a model of objective {notes['objective']}; left out: {notes['left_out'] or 'nothing'}")
         if name:
             registered = registry.register(

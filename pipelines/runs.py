@@ -159,9 +159,13 @@ def store_first_checkpoint(run: Run, config: Config, model: BCM) -> None:
     state = TrainState(model, config.train, conditional=config.network.classes > 0)
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(Path(folder), state, config.network, run.notes(config, 0))
-        # The index goes last: without it the folder is no checkpoint.
-        for path in sorted(Path(folder).iterdir(), key=lambda path: path.name == INDEX):
-            storage.write_bytes(storage.join(run.first_checkpoint, path.name), path.read_bytes())
+        upload_checkpoint(Path(folder), run.first_checkpoint)
+
+
+def upload_checkpoint(folder: Path, url: str) -> None:
+    """Copy the files of a local checkpoint to `url`; its index goes last, as without it there is no checkpoint."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == INDEX):
+        storage.write_bytes(storage.join(url, path.name), path.read_bytes())
 
 
 def checkpoint_name(k: int) -> str:

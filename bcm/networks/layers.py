@@ -48,7 +48,7 @@ def fir_filter() -> Tensor:
 def smoothed(x: Images, taps: Tensor, *, stride: int, padding: int, upward: bool = False) -> Images:
     """Convolve each channel of `x` with the (1, 1, 4, 4) `taps`; `upward` puts zeros between the pixels before.
 
-    In the precision of `taps` also under autocast: CPUs are up to a hundred times slower at it in bf16.
+    In the precision of `taps` also under autocast: CPUs are far slower at it in bf16.
     """
     convolve = functional.conv_transpose2d if upward else functional.conv2d
     weight = taps.expand(x.shape[1], -1, -1, -1)
