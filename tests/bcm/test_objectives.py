@@ -131,18 +131,19 @@ def test_loss_and_gradients_equal_the_plain_algorithm(name: str):
     assert close(gradients(f), wanted, 1e-10)
 
 
-def test_single_precision_differs_from_the_plain_algorithm_by_rounding_alone():
-    f = tiny(dtype=torch.float32)
-    x, z, times = batch("bct", size=16, dtype=torch.float32)
-    expected = torch.stack(list(reference("bct", f, x, z, times).values())).sum()
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_single_precision_differs_from_the_plain_algorithm_in_the_order_of_sums_alone(name: str):
+    f = tiny(OBJECTIVES[name].times, dtype=torch.float32)
+    # What is left is oneDNN's sum over all rows in a weight's gradient: about .4e-6 for 4 rows, 1.3e-6 for 32.
+    x, z, times = batch(name, size=4, dtype=torch.float32)
+    expected = torch.stack(list(reference(name, f, x, z, times).values())).sum()
     expected.backward()
     wanted = gradients(f)
     with shared_dropout(f, SEED, rows=len(x)):
-        found = torch.stack(list(TrainingLoss(f, OBJECTIVES["bct"])(x, z, times, None).values())).sum()
+        found = torch.stack(list(TrainingLoss(f, OBJECTIVES[name])(x, z, times, None).values())).sum()
     found.backward()
     assert torch.allclose(found, expected, rtol=1e-6, atol=0)
-    # The plain algorithm in float32 is itself 1.6e-6 away from its float64 self.
-    assert close(gradients(f), wanted, 2e-6)
+    assert close(gradients(f), wanted, 1e-6)
 
 
 def test_masks_of_another_seed_are_another_loss():
