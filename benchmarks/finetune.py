@@ -20,7 +20,8 @@ from bcm.metrics import Moments, frechet_distance, mse
 from bcm.networks import build_network
 from bcm.precond import BCM
 from bcm.training import TrainState, fit
-from benchmarks.on_digits import batches, uint8_images
+from benchmarks.batches import batches
+from benchmarks.on_digits import uint8_images
 from benchmarks.pair_laws import SAMPLES, Real, real_images
 from pipelines.config import Config
 from pipelines.recipes import recipe

@@ -30,7 +30,8 @@ from bcm.schedule import T_MAX, T_MIN
 from bcm.timesteps import PAPER_CIFAR10, Ancestral, Combined, TimeSteps, Zigzag
 from bcm.training import TrainState, fit
 from bcm.types import Images, from_uint8
-from benchmarks.on_digits import batches, uint8_images
+from benchmarks.batches import batches
+from benchmarks.on_digits import uint8_images
 from pipelines.config import Config
 from pipelines.recipes import recipe
 from pipelines.scoring import pixels

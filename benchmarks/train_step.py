@@ -33,8 +33,7 @@ from bcm.rng import shared_dropout
 from bcm.schedule import T_MIN, ScheduleConfig, p_n, time_grid
 from bcm.training import TrainConfig, TrainState, train_step
 from bcm.types import from_uint8, like_images
-from benchmarks.on_digits import Batch, batches, uint8_images
-from pipelines.recipes import recipe
+from benchmarks.batches import Batch
 
 SCHEDULE = ScheduleConfig(s0=1280, s1=1280)
 """The paper's last stage, N = 1281."""
@@ -224,29 +223,6 @@ def compare(setting: Setting, options: argparse.Namespace, argv: list[str]) -> N
         )
 
 
-def compare_losses(steps: int, seeds: int) -> None:
-    """Mean loss of the last fifth of training on digits, fp32 and bf16 from the same seeds."""
-    train, _ = uint8_images("train")
-    print("| seed | fp32 | bf16 | bf16 over fp32 |")
-    print("|---|---|---|---|")
-    means: dict[str, list[float]] = {"fp32": [], "bf16": []}
-    for seed in range(seeds):
-        for precision, found in means.items():
-            config = recipe("digits")
-            chosen = replace(config.train, precision=precision, seed=seed, iterations=steps)
-            config = replace(config, train=chosen)
-            torch.manual_seed(seed)
-            state = TrainState(BCM(build_network(config.network)), chosen)
-            stream = batches(train, chosen)
-            losses = [train_step(state, next(stream), chosen, config.schedule).losses for _ in range(steps)]
-            found.append(statistics.fmean(float(sum(step.values())) for step in losses[-max(steps // 5, 1) :]))
-        a, b = means["fp32"][-1], means["bf16"][-1]
-        print(f"| {seed} | {a:.4f} | {b:.4f} | {b / a:.4f} |", flush=True)
-    noise = statistics.stdev(means["fp32"]) / statistics.fmean(means["fp32"]) if seeds > 1 else float("nan")
-    ratio = statistics.fmean(means["bf16"]) / statistics.fmean(means["fp32"])
-    print(f"\nbf16 over fp32: {ratio:.4f}; standard deviation of fp32 over seeds: {100 * noise:.1f} %")
-
-
 def setting_of(options: argparse.Namespace) -> Setting:
     network = NCSNppConfig(width=options.width, blocks=options.blocks)
     shape = (options.batch, network.image_channels, network.resolution, network.resolution)
@@ -273,6 +249,8 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     if options.loss:
+        from benchmarks.precision import compare_losses  # the rest needs only bcm, torch and NumPy
+
         compare_losses(options.loss_steps, options.seeds)
     elif options.memory_of:
         memory_of(setting_of(options), options.memory_of)
