@@ -46,7 +46,7 @@ def save_checkpoint(
 ) -> None:
     """Write weights, averages, optimizer and progress of `state`; `network` rebuilds the architecture."""
     optimizer = {
-        f"{index}.{name}": value
+        f"{index}.{name}": value.contiguous()
         for index, entry in state.optimizer.state_dict()["state"].items()
         for name, value in entry.items()
     }
@@ -68,9 +68,10 @@ def load_checkpoint(directory: Path, state: TrainState, network: NetworkConfig) 
         _load_weights(directory, index, _average_file(i), average.model)
     flat = _read(directory, index, "optimizer")
     moments: dict[int, dict[str, Tensor]] = {}
+    parameters = list(state.model.parameters())
     for name, value in flat.items():
         position, key = name.split(".", 1)
-        moments.setdefault(int(position), {})[key] = value
+        moments.setdefault(int(position), {})[key] = _laid_out(value, parameters[int(position)])
     state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": moments})
     state.k = info.k
     state.skipped, state.skipped_in_a_row = info.skipped
@@ -115,6 +116,12 @@ def _describe(model: BCM, network: NetworkConfig) -> dict[str, Any]:
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
+
+
+def _laid_out(value: Tensor, like: Tensor) -> Tensor:
+    """`value` in the memory format of `like`, if it has its shape: the optimizer is slow where the two differ."""
+    same = value.shape == like.shape
+    return torch.empty_like(like, dtype=value.dtype, device=value.device).copy_(value) if same else value
 
 
 def _write(directory: Path, tensors: Mapping[str, dict[str, Tensor]], index: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Laws of the second time of the soft-trajectory term: how n' is drawn, and the weight lambda' of a pair (Eq. 9)."""
+"""Laws of the second time of the soft-trajectory term: how n' is drawn, and the weight lambda' of a pair (Eq. 10)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -122,8 +122,8 @@ class TrainState:
         """Start from the weights of `model`, on its device, at k = 0; `conditional`: whether it takes labels."""
         self.model = model
         self.conditional = conditional
-        self.averages = [EMA(model, rate) for rate in config.ema_rates]
         _prepare(model, config, self.device)
+        self.averages = [EMA(model, rate) for rate in config.ema_rates]
         self.loss: nn.Module = TrainingLoss(
             model, OBJECTIVES[config.objective], bf16=config.precision == "bf16", compiled=config.compile
         )
@@ -193,7 +193,9 @@ def fit(
     """Train to `config.iterations`, one batch and one yield per iteration; the caller may save between any two."""
     stream = iter(batches)
     while state.k < config.iterations:
-        yield train_step(state, next(stream), config, schedule, rank)
+        if (batch := next(stream, None)) is None:
+            raise BCMError(f"the batches ended after {state.k} of {config.iterations} steps; give batches without end.")
+        yield train_step(state, batch, config, schedule, rank)
 
 
 def dropout_seed(seed: int, k: int, part: int) -> int:

@@ -26,6 +26,8 @@ class EvaluateOptions:
     """URL of the shards; by default those the run was trained on."""
     samples: int = 2000
     """Samples at each NFE."""
+    images: int | None = None
+    """Held-out images to reconstruct, the first so many; by default all."""
     dry_run: bool = False
     """Check the model and the data, print what would be measured, and stop."""
 
@@ -33,6 +35,8 @@ class EvaluateOptions:
         """Check ranges."""
         if self.samples < 2:
             raise ConfigError(f"--samples {self.samples}: a Frechet distance needs at least 2.")
+        if self.images is not None and self.images < 1:
+            raise ConfigError(f"--images {self.images}: an error needs at least 1.")
 
 
 def data_of(model: str, data: str | None) -> str:
@@ -120,10 +124,10 @@ def real_images(found: Subject) -> scoring.Held:
     return scoring.held(train, test)
 
 
-def measure(found: Subject, real: scoring.Held, samples: int) -> dict[str, float]:
+def measure(found: Subject, real: scoring.Held, options: EvaluateOptions) -> dict[str, float]:
     """Score the model, store the scores beside it, log them to its run; must stand in a `cluster.local.session`."""
     toolkit = found.toolkit
-    scores = scoring.score_model(toolkit, real, samples)
+    scores = scoring.score_model(toolkit, real, options.samples, options.images)
     if found.home:
         steps = {name: to_dict(steps) for name, steps in toolkit.schedules.items()}
         entry = {"k": toolkit.k, "schedules": steps, "scores": scores}
@@ -155,7 +159,7 @@ def stored_scores(home: str, k: int, schedules: Mapping[str, TimeSteps]) -> dict
 def evaluate(options: EvaluateOptions) -> dict[str, float]:
     """The whole command, for a caller that stands in a `cluster.local.session`."""
     found = subject(options)
-    return measure(found, real_images(found), options.samples)
+    return measure(found, real_images(found), options)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -168,7 +172,7 @@ def main(argv: Sequence[str]) -> None:
         return
     real = real_images(found)
     with local.session(worker_logs=False):
-        print(table(measure(found, real, options.samples)))
+        print(table(measure(found, real, options)))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import secrets
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -156,10 +156,15 @@ def _plain(value: Any) -> Any:
 def store_first_checkpoint(run: Run, config: Config, model: BCM) -> None:
     """Store `model` as the checkpoint of step 0, so that workers on any node, started at any time, begin with it."""
     assert run.first_checkpoint
-    state = TrainState(model, config.train, conditional=config.network.classes > 0)
+    state = idle_state(model, config)
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(Path(folder), state, config.network, run.notes(config, 0))
         upload_checkpoint(Path(folder), run.first_checkpoint)
+
+
+def idle_state(model: BCM, config: Config) -> TrainState:
+    """A state to save or to load on this machine's CPU; without the switches of training, which may need a GPU."""
+    return TrainState(model, replace(config.train, channels_last=False), conditional=config.network.classes > 0)
 
 
 def upload_checkpoint(folder: Path, url: str) -> None:

@@ -1,13 +1,15 @@
 """What a model is worth: sample and reconstruction scores, computed as Ray tasks that merge."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import reduce
+from operator import add
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from bcm import inference
 from bcm.inference import Toolkit
@@ -19,6 +21,8 @@ BATCH = 250
 """Images per network call."""
 PARTS = 8
 """Tasks that the samples of one score are shared among, always the same, so that it does not depend on the cluster."""
+FEATURES = 3072
+"""Most features of the pixel Frechet distance, those of a CIFAR-10 image; larger images are averaged down to fit."""
 LABELLED_PIXELS = 64
 """Largest image, in values, for which a classifier on raw pixels is trained to see whether labels are kept."""
 
@@ -37,8 +41,14 @@ class Held:
 
 
 def pixels(x: Images) -> Tensor:
-    """Pixels in [0, 1], clamped, flattened to (B, D): the features of the pixel Frechet distance."""
-    return ((x.clamp(-1, 1) + 1) / 2).flatten(1)
+    """Pixels in [0, 1], clamped, flattened to (B, D): the features of the pixel Frechet distance.
+
+    Images of more than `FEATURES` values are halved, by averages of 2x2 pixels, until they fit.
+    """
+    x = (x.clamp(-1, 1) + 1) / 2
+    while x[0].numel() > FEATURES:
+        x = avg_pool2d(x, 2)
+    return x.flatten(1)
 
 
 def images_of(split: CachedSplit, start: int = 0, stop: int | None = None) -> Images:
@@ -46,10 +56,14 @@ def images_of(split: CachedSplit, start: int = 0, stop: int | None = None) -> Im
     return from_uint8(torch.from_numpy(np.array(split.images[start:stop])))
 
 
+def merged(moments: Iterable[Moments]) -> Moments:
+    """The moments of all images together; one (D, D) matrix is held beside the sum."""
+    return reduce(add, moments)
+
+
 def moments_of(split: CachedSplit) -> Moments:
     """Pixel moments of a split."""
-    moments = [Moments.of(pixels(images_of(split, i, i + BATCH))) for i in range(0, len(split.labels), BATCH)]
-    return sum(moments[1:], moments[0])
+    return merged(Moments.of(pixels(images_of(split, i, i + BATCH))) for i in range(0, len(split.labels), BATCH))
 
 
 def held(train: CachedSplit, test: CachedSplit) -> Held:
@@ -68,12 +82,12 @@ def _classifier(train: CachedSplit) -> Labeller:
 def sample_moments(toolkit: Toolkit, seeds: Sequence[int], nfe: int) -> Moments:
     """Pixel moments of the samples of these seeds, made batch by batch."""
     classes = toolkit.network.classes
-    parts: list[Moments] = []
-    for start in range(0, len(seeds), BATCH):
-        batch = seeds[start : start + BATCH]
+
+    def part(batch: Sequence[int]) -> Moments:
         labels = [seed % classes for seed in batch] if classes else None
-        parts.append(Moments.of(pixels(inference.generate(toolkit, batch, nfe, labels))))
-    return sum(parts[1:], parts[0])
+        return Moments.of(pixels(inference.generate(toolkit, batch, nfe, labels)))
+
+    return merged(part(seeds[start : start + BATCH]) for start in range(0, len(seeds), BATCH))
 
 
 def sample_distance(found: Moments, train: Moments) -> float:
@@ -81,9 +95,11 @@ def sample_distance(found: Moments, train: Moments) -> float:
     return frechet_distance(found, train) if found.total.isfinite().all() else math.inf
 
 
-def reconstruction(toolkit: Toolkit, x: Images, seeds: Sequence[int], nfe: int, labels: Sequence[int]) -> Images:
-    """Reconstructions of one batch of images."""
-    return inference.reconstruct(toolkit, x, seeds, nfe, labels if toolkit.network.classes else None)
+def reconstruction(toolkit: Toolkit, batch: CachedSplit, first: int, nfe: int, whole: bool) -> tuple[Tensor, Images]:
+    """Squared errors (B,) of the reconstructions of images `first` and on; the reconstructions, if `whole`."""
+    x, seeds = images_of(batch), range(first, first + len(batch.labels))
+    found = inference.reconstruct(toolkit, x, seeds, nfe, batch.labels.tolist() if toolkit.network.classes else None)
+    return mse(found, x), found if whole else found[:0]
 
 
 def score_samples(
@@ -97,39 +113,43 @@ def score_samples(
     distances: dict[int, float] = {}
     for nfe in nfes:
         moments: list[Moments] = ray.get([task.remote(model, share, nfe) for share in shares])
-        distances[nfe] = sample_distance(sum(moments[1:], moments[0]), train)
+        distances[nfe] = sample_distance(merged(moments), train)
     return distances
 
 
-def score_reconstructions(toolkit: Toolkit, real: Held, nfes: Sequence[int]) -> dict[str, float]:
-    """Mean squared error in [0, 1] and share of kept labels over the test images, by inversion NFE."""
+def score_reconstructions(
+    toolkit: Toolkit, real: Held, nfes: Sequence[int], count: int | None = None
+) -> dict[str, float]:
+    """Mean squared error in [0, 1] and share of kept labels over the first `count` test images, by inversion NFE."""
     import ray
 
     task, model = ray.remote(reconstruction), ray.put(toolkit)
-    x, labels = images_of(real.test), real.test.labels.tolist()
-    starts = range(0, len(labels), BATCH)
-    refs: dict[int, list[Any]] = {
-        nfe: [
-            task.remote(model, x[i : i + BATCH], list(range(len(labels)))[i : i + BATCH], nfe, labels[i : i + BATCH])
-            for i in starts
-        ]
-        for nfe in nfes
-    }
+    count = len(real.test.labels[:count])
+    starts = range(0, count, BATCH)
+    parts = [ray.put(_part(real.test, start, min(start + BATCH, count))) for start in starts]
     scores: dict[str, float] = {}
-    for nfe, parts in refs.items():
-        found = torch.cat(ray.get(parts))
-        scores[f"mse_nfe{nfe}"] = float(mse(found, x).mean())
+    for nfe in nfes:
+        refs = [
+            task.remote(model, part, i, nfe, real.labeller is not None) for i, part in zip(starts, parts, strict=True)
+        ]
+        errors, found = zip(*ray.get(refs), strict=True)
+        scores[f"mse_nfe{nfe}"] = float(torch.cat(errors).mean())
         if real.labeller:
-            scores[f"labels_kept_nfe{nfe}"] = float(np.mean(real.labeller(found.nan_to_num()) == real.labeller(x)))
+            kept = real.labeller(torch.cat(found).nan_to_num()) == real.labeller(images_of(real.test, 0, count))
+            scores[f"labels_kept_nfe{nfe}"] = float(np.mean(kept))
     return scores
 
 
-def score_model(toolkit: Toolkit, real: Held, samples: int) -> dict[str, float]:
+def _part(split: CachedSplit, start: int, stop: int) -> CachedSplit:
+    return CachedSplit(images=np.array(split.images[start:stop]), labels=split.labels[start:stop])
+
+
+def score_model(toolkit: Toolkit, real: Held, samples: int, images: int | None = None) -> dict[str, float]:
     """Every score: Frechet distance of `samples` samples by NFE, over that of the test images too; reconstructions."""
     sampling = sorted(s.nfe for name, s in toolkit.schedules.items() if name.startswith("sample-"))
     inverting = sorted(s.nfe for name, s in toolkit.schedules.items() if name.startswith("invert-"))
-    test = frechet_distance(Moments.of(pixels(images_of(real.test))), real.train)
+    test = frechet_distance(moments_of(real.test), real.train)
     scores = {"frechet_test": test}
     for nfe, distance in score_samples(toolkit, real.train, sampling, samples).items():
         scores |= {f"frechet_nfe{nfe}": distance, f"frechet_ratio_nfe{nfe}": distance / test}
-    return scores | score_reconstructions(toolkit, real, inverting)
+    return scores | score_reconstructions(toolkit, real, inverting, images)

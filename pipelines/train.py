@@ -4,17 +4,15 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bcm.checkpoint import load_checkpoint, verify_files
 from bcm.networks import build_network
 from bcm.precond import BCM
-from bcm.training import TrainState
 from bcm.types import BCMError
 from cluster import local, scaling
 from data import storage
 from data.cache import BUDGET_VARIABLE, CACHE_VARIABLE, default_cache_dir, open_split
-from data.errors import DataError
 from data.manifest import Manifest
 from data.shards import check_shards, load_manifest
 from pipelines import runs, tracking
@@ -23,6 +21,9 @@ from pipelines.describe import describe
 from pipelines.progress import Board, shown
 from pipelines.recipes import RECIPES, recipe
 from pipelines.worker import Job, train_worker
+
+if TYPE_CHECKING:
+    from ray.train import Checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +170,7 @@ def _resumed(name: str, config: Config, run_storage: str, data: str, manifest: M
         return run, None
     url = storage.join(run.url, names[-1])
     with runs.local_checkpoint(url) as directory:
-        load_checkpoint(directory, TrainState(BCM(build_network(config.network)), config.train), config.network)
+        load_checkpoint(directory, runs.idle_state(BCM(build_network(config.network)), config), config.network)
     return run, url
 
 
@@ -206,7 +207,7 @@ def _new_run(plan: Plan) -> runs.Run:
         if plan.initial:
             runs.store_first_checkpoint(run, config, plan.initial.model)
         runs.write_run(run)
-    except DataError:
+    except BaseException:
         tracking.finish_run(plan.uri, run_id, "FAILED")
         raise
     return run
@@ -222,7 +223,7 @@ def _fit(plan: Plan, run: runs.Run) -> None:
         manifest=plan.manifest,
         tracking_uri=plan.uri,
         board=board,
-        fallback=plan.fallback or run.first_checkpoint,
+        fallback=_checkpoint_at(plan.fallback or run.first_checkpoint),
     )
     arrow, path = storage.arrow_filesystem(run.storage)
     worker_env = {name: os.environ[name] for name in (CACHE_VARIABLE, BUDGET_VARIABLE) if name in os.environ}
@@ -241,6 +242,15 @@ def _fit(plan: Plan, run: runs.Run) -> None:
         raise ConfigError(seen.failure)
     if seen.warning:
         print(f"warning: {seen.warning}", file=sys.stderr)
+
+
+def _checkpoint_at(url: str | None) -> "Checkpoint | None":
+    from ray.train import Checkpoint
+
+    if url is None:
+        return None
+    filesystem, path = storage.arrow_filesystem(url)
+    return Checkpoint(path, filesystem)
 
 
 def _finish(uri: str, run: runs.Run, ending: Any) -> None:

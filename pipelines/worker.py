@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,6 +23,9 @@ from pipelines.config import Config, ConfigError
 from pipelines.metriclog import MetricLog, Point
 from pipelines.progress import Board, Meter, Progress
 
+if TYPE_CHECKING:
+    from ray.train import Checkpoint
+
 FLUSH_SECONDS = 20.0
 """How long a checkpoint waits for MLflow, at most; what was not sent by then travels in the checkpoint."""
 
@@ -36,9 +40,9 @@ class Job:
     tracking_uri: str = field(repr=False)
     """May hold a password; Ray keeps the printed form of a job."""
     board: Board
-    fallback: str | None
-    """URL of the checkpoint to start from when Ray has none: that of step 0, which holds the initial model, or a later
-    one, for Ray's record of an interrupted run can be lost."""
+    fallback: "Checkpoint | None"
+    """The checkpoint to start from when Ray has none: that of step 0, which holds the initial model, or a later one,
+    for Ray's record of an interrupted run can be lost. One object for all, as each node downloads an object once."""
 
 
 def train_worker(entry: dict[str, Job]) -> None:
@@ -82,7 +86,7 @@ def _final_errors(board: Board) -> Iterator[bool]:
         raise
 
 
-def _initial_state(config: Config, fallback: str | None, window: int) -> tuple[TrainState, list[Point]]:
+def _initial_state(config: Config, fallback: "Checkpoint | None", window: int) -> tuple[TrainState, list[Point]]:
     """The state to train on from: that of the last checkpoint, or a fresh one; and metrics not yet in MLflow."""
     from ray.train.torch import get_device, prepare_model
 
@@ -111,18 +115,16 @@ def check_window(info: CheckpointInfo, window: int) -> None:
 
 
 @contextmanager
-def _last_checkpoint(fallback: str | None) -> Iterator[Path | None]:
-    """A local copy of the checkpoint to start from: the newest that Ray knows, else `fallback`, if any."""
+def _last_checkpoint(fallback: "Checkpoint | None") -> Iterator[Path | None]:
+    """The files of the checkpoint to start from: the newest that Ray knows, else `fallback`, if any."""
     import ray.train
 
-    if checkpoint := ray.train.get_checkpoint():
-        with checkpoint.as_directory() as directory:
-            yield Path(directory)
-    elif fallback:
-        with runs.local_checkpoint(fallback) as directory:
-            yield directory
-    else:
+    checkpoint = ray.train.get_checkpoint() or fallback
+    if checkpoint is None:
         yield None
+        return
+    with checkpoint.as_directory() as directory:
+        yield Path(directory)
 
 
 class Reporter:

@@ -21,7 +21,7 @@ from pipelines import models, runs, scoring, tracking
 from pipelines.evaluate import EvaluateOptions, evaluate
 from pipelines.recipes import recipe
 from pipelines.register import RegisterOptions, register
-from pipelines.scoring import BATCH, Held, images_of, moments_of, pixels
+from pipelines.scoring import BATCH, FEATURES, Held, images_of, moments_of, pixels
 from pipelines.tune import TuneOptions, search, shared_by_trials
 
 
@@ -53,6 +53,13 @@ def toolkit(world: World) -> Toolkit:
 def test_pixels_are_clamped_and_lie_in_0_to_1():
     x = torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0]).reshape(1, 1, 1, 5)
     assert pixels(x).tolist() == [[0, 0, 0.5, 1, 1]]
+
+
+def test_pixels_of_large_images_are_averages_of_squares():
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = pixels(x).reshape(2, 3, 32, 32)
+    assert torch.allclose(found[1, 2, 5, 7], (x[1, 2, 10:12, 14:16].mean() + 1) / 2)
+    assert pixels(torch.zeros(1, 3, 256, 256)).shape == (1, FEATURES)
 
 
 def test_images_of_a_split_are_its_pixels(train_and_test: tuple[CachedSplit, CachedSplit]):
@@ -129,6 +136,9 @@ def test_every_score_equals_its_slow_reference(
     assert scores["mse_nfe2"] == pytest.approx(float(error), rel=1e-5)
     kept = [real.labeller(back[i : i + 1])[0] == real.labeller(x[i : i + 1])[0] for i in range(297)]
     assert scores["labels_kept_nfe2"] == pytest.approx(np.mean(kept), abs=2 / 297)
+    some = scoring.score_reconstructions(toolkit, real, [2], 260)
+    few = ((pixels(back[:260]) - pixels(x[:260])).double() ** 2).mean()
+    assert some["mse_nfe2"] == pytest.approx(float(few), rel=1e-5)
 
 
 @pytest.mark.slow
