@@ -2,12 +2,15 @@
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from data.errors import DataError
 
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
+
+_QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\")]*[^\s'\").,:;]")
 
 _NO_CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"})
 _SILENT = frozenset({"TimeoutError", "ReadTimeoutError", "ConnectTimeoutError", "FSTimeoutError"})
@@ -46,10 +49,11 @@ _REMEDIES: tuple[tuple[frozenset[str], str], ...] = (
 
 
 def _masked(text: str) -> str:
+    """The text without credentials of the environment and without the queries of URLs, which may be signatures."""
     for name in _SECRETS:
         if secret := os.environ.get(name):
             text = text.replace(secret, "***")
-    return text
+    return _QUERY.sub(r"\1?***", text)
 
 
 def _names(error: BaseException) -> set[str]:

@@ -21,7 +21,7 @@ def describe(config: Config) -> str:
     facts = {
         "parameters": f"{cost.parameters:,}",
         "FLOPs a step": f"{cost.step_flops:.3g}, those of {passes}",
-        "memory a worker": f"about {amount(cost.peak)} at most: {listed}, the rest activations",
+        "memory a worker": f"about {amount(cost.peak)} of tensors: {listed}, the rest activations",
         "images in all": f"{train.iterations * train.batch_size:,}",
         "stages": stages if OBJECTIVES[train.objective].grid else "none, the times are not on a grid",
     }

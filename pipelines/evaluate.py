@@ -28,6 +28,8 @@ class EvaluateOptions:
     """Samples at each NFE."""
     images: int | None = None
     """Held-out images to reconstruct, the first so many; by default all."""
+    ema_rate: float | None = None
+    """Which average of the weights to measure, if the run kept several; by default the first, which serves."""
     dry_run: bool = False
     """Check the model and the data, print what would be measured, and stop."""
 
@@ -91,7 +93,7 @@ def subject(options: EvaluateOptions) -> Subject:
     data = data_of(options.model, options.data)
     run = models.run_of(options.model)
     home = None if options.model.startswith(models.REGISTERED) else models.home_of(options.model)
-    toolkit = models.open_model(options.model)
+    toolkit = models.open_model(options.model, ema_rate=options.ema_rate)
     check_task(toolkit, "sample")
     manifest = fitting_manifest(toolkit, data)
     if run:
@@ -130,27 +132,36 @@ def measure(found: Subject, real: scoring.Held, options: EvaluateOptions) -> dic
     scores = scoring.score_model(toolkit, real, options.samples, options.images)
     if found.home:
         steps = {name: to_dict(steps) for name, steps in toolkit.schedules.items()}
-        entry = {"k": toolkit.k, "schedules": steps, "scores": scores}
+        entry = {"k": toolkit.k, "ema_rate": options.ema_rate, "schedules": steps, "scores": scores}
         storage.write_json(storage.join(found.home, SCORES), entry)
     if found.run:
         tracking.log_scores(tracking.resolve_uri("runs"), found.run.mlflow_run, scores, toolkit.k)
     return scores
 
 
-def stored_scores(home: str, k: int, schedules: Mapping[str, TimeSteps]) -> dict[str, float]:
-    """The scores stored in a run's or model's folder; those of another step or other time steps are a `ConfigError`."""
+def stored_scores(
+    home: str, k: int, schedules: Mapping[str, TimeSteps], ema_rate: float | None = None
+) -> dict[str, float]:
+    """The scores stored in a run's or model's folder.
+
+    Those of another step, of other time steps or of another average of the weights are a `ConfigError`.
+    """
     path, again = storage.join(home, SCORES), f"Run `python -m pipelines.evaluate {home}`."
     name = home.rpartition("/")[2]
     if not storage.exists(path):
         raise ConfigError(f"{name} has no scores yet. {again}")
     entry = storage.read_json(path)
     try:
-        of_k, of_schedules = entry["k"], {name: from_dict(steps) for name, steps in entry["schedules"].items()}
+        of_k, of_rate = entry["k"], entry.get("ema_rate")
+        of_schedules = {name: from_dict(steps) for name, steps in entry["schedules"].items()}
         scores = {str(name): float(score) for name, score in entry["scores"].items()}
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} is damaged ({type(error).__name__}: {error}). {again}") from error
     if of_k != k:
         raise ConfigError(f"the scores of {name} are those of step {of_k}, but it is at step {k} now. {again}")
+    if of_rate != ema_rate:
+        which = "the average that serves" if of_rate is None else f"the average of rate {of_rate}"
+        raise ConfigError(f"the scores of {name} are those of {which}; give the same --ema-rate. {again}")
     if of_schedules != schedules:
         raise ConfigError(f"the time steps of {name} have changed since it was scored. {again}")
     return scores

@@ -35,11 +35,13 @@ class FinetuneOptions:
     """The options of pipelines.train."""
     init: str | None = None
     """The model to start from: URL of a run or a checkpoint, or models:/NAME@ALIAS. Not needed with --resume."""
+    init_ema_rate: float | None = None
+    """Which average of its weights to start from, if it kept several; by default the first, which serves."""
 
 
-def open_initial(source: str, config: Config) -> runs.Initial:
+def open_initial(source: str, config: Config, ema_rate: float | None = None) -> runs.Initial:
     """The averaged weights of the consistency model at `source`, made bidirectional; they must fit the recipe."""
-    toolkit = open_model(source)
+    toolkit = open_model(source, ema_rate=ema_rate)
     if toolkit.denoiser:
         raise ConfigError(
             f"{source} was trained with the objective edm: it is a denoiser and no consistency model. "
@@ -86,7 +88,9 @@ def main(argv: Sequence[str]) -> None:
     options = parse(FinetuneOptions, argv[1:], f"finetune {name}", start)
     if options.init is not None and options.training.resume is not None:
         raise ConfigError("--resume goes on with what the run was started from; leave --init out.")
-    initial = None if options.init is None else open_initial(options.init, options.training.config)
+    initial = (
+        None if options.init is None else open_initial(options.init, options.training.config, options.init_ema_rate)
+    )
     carry_out(options.training, initial)
 
 

@@ -16,18 +16,21 @@ REGISTERED = "models:/"
 _REMEDY = "Remove that file to go back to the paper's time steps, then run pipelines.tune again."
 
 
-def open_model(source: str, device: str = "cpu") -> Toolkit:
+def open_model(source: str, device: str = "cpu", ema_rate: float | None = None) -> Toolkit:
     """The model at `source` with the best time steps known for it.
 
     Args:
         source: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or the URL of a run, a checkpoint or an imported model.
         device: where to put the weights.
+        ema_rate: which of the averages that a run kept; by default the first, which serves.
     """
     if source.startswith(REGISTERED):
+        if ema_rate is not None:
+            raise ConfigError(f"{source} holds one average of the weights; leave --ema-rate out.")
         return registry.toolkit_of(tracking.resolve_uri("runs"), source, device)
     url = storage.absolute(source)
     with runs.local_checkpoint(url) as directory:
-        model, info = load_model(directory, device)
+        model, info = load_model(directory, device, ema_rate)
     return Toolkit.of(model, info, schedules_of(url, info.network))
 
 

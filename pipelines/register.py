@@ -19,6 +19,8 @@ class RegisterOptions:
     """URL of the run, or of the imported model."""
     name: str | None = None
     """Name of the registered model; by default bcm-RECIPE, and needed by an imported model."""
+    ema_rate: float | None = None
+    """Which average of the weights to register, as given to evaluate; by default the first, which serves."""
     dry_run: bool = False
     """Print what would be registered and stop."""
 
@@ -50,7 +52,7 @@ def candidate(options: RegisterOptions) -> Candidate:
     checkpoint = url if run is None else runs.latest_checkpoint(url)
     k, network = models.stated(checkpoint)
     schedules = models.schedules_of(url, network)
-    scores = stored_scores(url, k, schedules)
+    scores = stored_scores(url, k, schedules, options.ema_rate)
     name = options.name or (f"bcm-{run.config['recipe']}" if run else None)
     if name is None:
         raise ConfigError(f"{url} was imported and has no recipe to be named after; give --name.")
@@ -65,6 +67,7 @@ def register(options: RegisterOptions) -> tuple[str, Registered]:
             tracking.resolve_uri("runs"),
             name=found.name,
             checkpoint_dir=directory,
+            ema_rate=options.ema_rate,
             schedules=found.schedules,
             scores=found.scores,
             run_id=found.run.mlflow_run if found.run else None,

@@ -54,6 +54,7 @@ def register(
     scores: Mapping[str, float],
     run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
+    ema_rate: float | None = None,
 ) -> Registered:
     """Register the averaged weights of a checkpoint as a new version of the model `name`.
 
@@ -65,12 +66,13 @@ def register(
         scores: results of the evaluation; `CHAMPION_SCORES` decide whether it becomes the champion.
         run_id: the run it was trained and evaluated in; without one, a run is made and the scores are logged there.
         tags: of the version.
+        ema_rate: which average of the checkpoint's; by default the first, which serves.
 
     Raises:
         TrackingError: MLflow does not answer or refuses.
         BCMError: the checkpoint or a schedule is wrong, or the model makes no samples; nothing was registered then.
     """
-    model, info = load_model(checkpoint_dir)
+    model, info = load_model(checkpoint_dir, ema_rate=ema_rate)
     toolkit = Toolkit.of(model, info, schedules)
     check_task(toolkit, "sample")
     client = tracking.connect(uri)

@@ -35,6 +35,8 @@ class SampleOptions:
     """Class of all new images; by default image i of a model with C classes has class (seed + i) modulo C."""
     data: str | None = None
     """URL of the shards with the images to invert; by default those the run was trained on."""
+    ema_rate: float | None = None
+    """Which average of the weights to use, if the run kept several; by default the first, which serves."""
     out: str = "samples.png"
     """The PNG to write."""
     dry_run: bool = False
@@ -77,7 +79,7 @@ def inverted(toolkit: Toolkit, x: Images, labels: Sequence[int], nfe: int, seed:
 def main(argv: Sequence[str]) -> None:
     """The command line."""
     options = parse(SampleOptions, argv, "sample")
-    toolkit = models.open_model(options.model)
+    toolkit = models.open_model(options.model, ema_rate=options.ema_rate)
     steps = steps_for(toolkit, "sample" if options.task == "generate" else "invert", options.nfe)
     if options.dry_run:
         print(f"would {options.task} {options.count} images with {steps} -> {options.out}")

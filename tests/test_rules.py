@@ -136,7 +136,7 @@ def test_every_public_module_has_a_docstring():
 def test_a_recipe_says_what_to_expect_and_how_to_run_it(name: str):
     text = RECIPES[name].__doc__ or ""
     assert "Expected" in text
-    assert re.search(rf"^ *Command: python -m pipelines\.\w+ {re.escape(name)}\b", text, re.MULTILINE)
+    assert re.search(rf"^ *Command: python -m pipelines\.\w+ {re.escape(name)}(?=\s|$)", text, re.MULTILINE)
 
 
 def test_the_documents_name_only_commands_and_files_that_exist():

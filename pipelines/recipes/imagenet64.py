@@ -17,7 +17,7 @@ def imagenet64_ict() -> Config:
 
     Expected: FID 4.60 and 3.40 at NFE 1 and 2 (README of the paper's code).
     Hardware: 64 H100; about 114 hours for 3,276.8M images.
-    Command: python -m pipelines.train imagenet64-ict --storage s3://BUCKET/runs
+    Command: python -m pipelines.train imagenet64-ict --storage s3://BUCKET/runs --data s3://BUCKET/imagenet64
     """
     return Config(
         recipe="imagenet64-ict",
@@ -26,6 +26,7 @@ def imagenet64_ict() -> Config:
         schedule=ScheduleConfig(),
         train=TrainConfig(iterations=800_000, batch_size=4096, ema_rates=(0.99997,), objective="ct", precision="bf16"),
         scaling=ScalingOptions(workers=64, gpu=True),
+        checkpoint_every=2000,
     )
 
 
@@ -34,28 +35,30 @@ def imagenet64_ict_deep() -> Config:
 
     Expected: FID 3.94 and 3.14 at NFE 1 and 2 (README of the paper's code).
     Hardware: 64 H100; about 186 hours for 3,276.8M images.
-    Command: python -m pipelines.train imagenet64-ict-deep --storage s3://BUCKET/runs
+    Command: python -m pipelines.train imagenet64-ict-deep --storage s3://BUCKET/runs --data s3://BUCKET/imagenet64
     """
     config = imagenet64_ict()
     return replace(config, recipe="imagenet64-ict-deep", network=replace(config.network, blocks=DEEP))
 
 
 def imagenet64_bcm() -> Config:
-    """BCM on ImageNet-64, fine-tuned from imagenet64-ict (Table 1, right; Section 3.2, Appendix C.1).
+    r"""BCM on ImageNet-64, fine-tuned from imagenet64-ict (Table 1, right; Section 3.2, Appendix C.1).
 
     Expected: FID 4.18, 2.88, 2.78, 2.68 at NFE 1, 2, 3, 4 (README of the paper's code).
     Hardware: 64 H100; about 75 hours for 958.5M images.
-    Command: python -m pipelines.finetune imagenet64-bcm --init URL --storage s3://BUCKET/runs
+    Command: python -m pipelines.finetune imagenet64-bcm --init URL \
+        --storage s3://BUCKET/runs --data s3://BUCKET/imagenet64
     """
     return _finetuned(imagenet64_ict(), "imagenet64-bcm", (210_000, 16_000, 8_000))
 
 
 def imagenet64_bcm_deep() -> Config:
-    """BCM-deep on ImageNet-64, fine-tuned from imagenet64-ict-deep (Table 1, right; Section 3.2, Appendix C.1).
+    r"""BCM-deep on ImageNet-64, fine-tuned from imagenet64-ict-deep (Table 1, right; Section 3.2, Appendix C.1).
 
     Expected: FID 3.14, 2.45, 2.61, 2.35 at NFE 1, 2, 3, 4 (README of the paper's code, and Fig. 27).
     Hardware: 64 H100; about 246 hours for 1,925.1M images.
-    Command: python -m pipelines.finetune imagenet64-bcm-deep --init URL --storage s3://BUCKET/runs
+    Command: python -m pipelines.finetune imagenet64-bcm-deep --init URL \
+        --storage s3://BUCKET/runs --data s3://BUCKET/imagenet64
     """
     config = _finetuned(imagenet64_ict_deep(), "imagenet64-bcm-deep", (360_000, 100_000, 10_000))
     return replace(config, train=replace(config.train, accumulate=2))

@@ -16,7 +16,7 @@ class Size:
     width: int
     """Channels of the first level."""
     batch_size: int
-    """Images per step."""
+    """Images per step, or per micro-batch of a step, over all workers."""
     iterations: int
     """Steps, more or less: each stage of a listed curriculum keeps at least one."""
 
@@ -47,7 +47,7 @@ def smoke_form(make: Callable[[], Config]) -> Callable[[], Config]:
 
 
 def smoke(config: Config) -> Config:
-    """The same architecture and curriculum: fewer channels, blocks and steps, for two workers on CPU in fp32."""
+    """The same architecture, objective, curriculum and switches: less width, depth, images and steps, on two CPUs."""
     size = SIZES[config.dataset]
     schedule = scaled(config.schedule, size.iterations)
     iterations = sum(schedule.curriculum_steps) or size.iterations
@@ -56,7 +56,7 @@ def smoke(config: Config) -> Config:
         recipe=f"{config.recipe}-smoke",
         network=_narrowed(config.network, size.width),
         schedule=schedule,
-        train=replace(config.train, iterations=iterations, batch_size=size.batch_size, precision="fp32", accumulate=1),
+        train=replace(config.train, iterations=iterations, batch_size=size.batch_size * config.train.accumulate),
         scaling=ScalingOptions(workers=2),
         checkpoint_every=(iterations + 1) // 2,
         log_every=max(1, iterations // 8),

@@ -17,6 +17,7 @@ import pytest
 
 from data import storage
 from data.errors import DataError
+from data.explain import failure
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -308,3 +309,12 @@ def test_fetch_gives_up_on_a_server_that_always_breaks_off(
     with pytest.raises(DataError, match=rf"cannot read bytes 0 to 8388608 of {url} \([3-6] attempts\)"):
         storage.fetch(url, len(_Faulty.PAYLOAD), None, tmp_path / "copy")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signature_in_a_url_is_not_shown(unused_port: int) -> None:
+    url = f"http://127.0.0.1:{unused_port}/weights.pt"
+    with pytest.raises(DataError, match=r"cannot read .*weights.pt\?\*\*\*") as caught:
+        storage.read_bytes(f"{url}?X-Amz-Signature=abc123&X-Amz-Date=1")
+    assert "abc123" not in str(caught.value) and "X-Amz" not in str(caught.value)
+    error = failure("read", f"{url}?sig=abc123", FileNotFoundError(f"{url}?sig=abc123"))
+    assert str(error).startswith(f"cannot read {url}?***: FileNotFoundError: {url}?***. Check the spelling")

@@ -5,10 +5,12 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from spoil import (
     LISTED,
     READ,
@@ -29,7 +31,11 @@ from spoil import (
 )
 from world import NAME, STEP, Command, Outcome, World, edit_json
 
+from bcm.checkpoint import save_checkpoint
 from bcm.inference import SCHEDULES
+from bcm.networks import build_network
+from bcm.precond import BCM
+from bcm.training import TrainState
 from data.manifest import MANIFEST_NAME
 from pipelines import models, runs, tracking
 from pipelines.evaluate import SCORES
@@ -248,6 +254,7 @@ def test_a_run_without_scores_is_not_registered(command: Command, world: World):
     [
         ({"k": 20}, f"those of step 20, but it is at step {STEP} now"),
         ({"schedules": {}}, "the time steps of .* have changed since it was scored"),
+        ({"ema_rate": 0.5}, "those of the average of rate 0.5; give the same --ema-rate"),
         ({"scores": {"mse_nfe4": "good"}}, "scores.json is damaged"),
         ({"scores": None}, "scores.json is damaged"),
     ],
@@ -263,6 +270,28 @@ def test_scores_of_the_newest_checkpoint_may_be_registered(command: Command, wor
     (world.run / SCORES).write_text(json.dumps(scores(world)))
     outcome = command("register", str(world.run), "--dry-run")
     assert outcome.out == f"would register {world.checkpoint} as bcm-digits-smoke with {{'mse_nfe4': 0.01}}\n"
+
+
+def test_an_average_can_be_chosen_where_several_were_kept(command: Command, world: World):
+    config = recipe("digits-smoke")
+    state = TrainState(BCM(build_network(config.network)), replace(config.train, ema_rates=(0.9, 0.5)))
+    state.k = STEP
+    for parameter in state.averages[1].model.parameters():
+        parameter.data += 1
+    save_checkpoint(world.checkpoint, state, config.network, {"run": NAME, "unsent": []})
+    (world.run / SCORES).write_text(json.dumps(scores(world) | {"ema_rate": 0.5}))
+    assert "version 1" in command("register", str(world.run), "--ema-rate", "0.5").out
+    for source, rate, average in (
+        (str(world.run), None, state.averages[0]),
+        (str(world.run), 0.5, state.averages[1]),
+        ("models:/bcm-digits-smoke@champion", None, state.averages[1]),
+    ):
+        found = models.open_model(source, ema_rate=rate).model
+        assert all(torch.equal(p, q) for p, q in zip(found.parameters(), average.model.parameters(), strict=True))
+    for line in (("sample",), ("evaluate", "--dry-run")):
+        assert "none of 0.7" in command(*line, str(world.run), "--ema-rate", "0.7").error
+        said = command(*line, "models:/bcm-digits-smoke@champion", "--data", str(world.data), "--ema-rate", "0.5").error
+        assert "holds one average of the weights" in said
 
 
 # ---- MLflow
