@@ -18,7 +18,10 @@ SCORES = "scores.json"
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """Measure a model: pixel Frechet distance of its samples, and error and kept labels of its reconstructions."""
+    """Measure a model: Frechet distance of its samples, and error and kept labels of its reconstructions.
+
+    The distance is one of pixels, not FID; images larger than CIFAR-10's are averaged down to that size for it.
+    """
 
     model: Positional
     """models:/NAME@ALIAS, or the URL of a run, a checkpoint or an imported model."""

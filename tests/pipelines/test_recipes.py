@@ -55,7 +55,7 @@ def test_a_recipe_fits_its_data_set_and_its_name(name: str):
 def test_a_recipe_says_what_to_expect_and_how_to_start_it(name: str):
     text, config = RECIPES[name].__doc__ or "", recipe(name)
     assert "Expected" in text
-    module, init = ("finetune", " --init ") if config.finetunes else ("train", "")
+    module, init = ("finetune", r" --init \S+") if config.finetunes else ("train", "")
     assert re.search(rf"Command: python -m pipelines\.{module} {name}{init}(?=\s|$)", text)
 
 
@@ -232,7 +232,7 @@ def test_a_smoke_form_trains_checkpoints_resumes_and_samples(
     name: str, shards: Callable[[Config], CachedSplit], tmp_path: Path
 ):
     config = recipe(name)
-    config = replace(config, train=replace(config.train, batch_size=2))
+    config = replace(config, train=replace(config.train, batch_size=2 * config.train.accumulate))
     state, stream = state_of(config), batches(config, shards(config), 0)
     steps = fit(state, stream, config.train, config.schedule)
     first = next(steps)
