@@ -13,8 +13,8 @@ from benchmarks.on_digits import uint8_images
 from pipelines.recipes import recipe
 
 
-def compare_losses(steps: int, seeds: int) -> None:
-    """Mean loss of the last fifth of training on digits, fp32 and bf16 from the same seeds."""
+def compare_losses(steps: int, seeds: int, N: int) -> None:
+    """Mean loss of the last fifth of training on digits, fp32 and bf16 from the same seeds; N = 0 for all stages."""
     train, _ = uint8_images("train")
     print("| seed | fp32 | bf16 | bf16 over fp32 |")
     print("|---|---|---|---|")
@@ -23,11 +23,11 @@ def compare_losses(steps: int, seeds: int) -> None:
         for precision, found in means.items():
             config = recipe("digits")
             chosen = replace(config.train, precision=precision, seed=seed, iterations=steps)
-            config = replace(config, train=chosen)
+            schedule = replace(config.schedule, s0=N - 1, s1=N - 1) if N else config.schedule
             torch.manual_seed(seed)
             state = TrainState(BCM(build_network(config.network)), chosen)
             stream = batches(train, chosen)
-            losses = [train_step(state, next(stream), chosen, config.schedule).losses for _ in range(steps)]
+            losses = [train_step(state, next(stream), chosen, schedule).losses for _ in range(steps)]
             found.append(statistics.fmean(float(sum(step.values())) for step in losses[-max(steps // 5, 1) :]))
         a, b = means["fp32"][-1], means["bf16"][-1]
         print(f"| {seed} | {a:.4f} | {b:.4f} | {b / a:.4f} |", flush=True)

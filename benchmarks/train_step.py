@@ -244,6 +244,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--peak-tflops", type=float, default=0.0, help="of the device in the fastest precision used")
     parser.add_argument("--loss", action="store_true", help="compare losses instead of times")
     parser.add_argument("--loss-steps", type=int, default=500)
+    parser.add_argument("--loss-N", type=int, default=0, help="grid points throughout; 0 for the recipe's stages")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--memory-of", default="", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -251,7 +252,7 @@ def main(argv: list[str]) -> None:
     if options.loss:
         from benchmarks.precision import compare_losses  # the rest needs only bcm, torch and NumPy
 
-        compare_losses(options.loss_steps, options.seeds)
+        compare_losses(options.loss_steps, options.seeds, options.loss_N)
     elif options.memory_of:
         memory_of(setting_of(options), options.memory_of)
     else:
