@@ -2,12 +2,16 @@
 
 import shutil
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from spoil import LISTED, READ, Spoil, says_so, wider, without_weights
 from world import NAME, Command, Outcome, World, edit_json
 
+from bcm.checkpoint import load_model
+from bcm.networks import build_network
+from bcm.precond import BCM
 from data.manifest import MANIFEST_NAME
 from pipelines import runs
 from pipelines.config import parse
@@ -100,6 +104,18 @@ def test_a_half_stored_checkpoint_is_passed_over_where_rays_record_is_lost(
     options = TrainOptions(config=recipe("digits-smoke"), storage=str(world.runs), data=str(world.data), resume=NAME)
     assert plan(options).fallback == str(world.checkpoint)
     assert f"passing over checkpoints that are not whole: {half.name}" in capsys.readouterr().out
+
+
+def test_a_run_with_a_gpus_switches_is_planned_and_stored_on_a_machine_without_one(world: World):
+    config = recipe("digits-smoke")
+    config = replace(config, train=replace(config.train, channels_last=True))
+    edit_json(world.run / runs.RECORD, lambda entry: entry["config"]["train"].update(channels_last=True))
+    planned = plan(TrainOptions(config=config, storage=str(world.runs), data=str(world.data), resume=NAME))
+    assert planned.fallback == str(world.checkpoint) and planned.resumed is not None
+    begun = replace(planned.resumed, name="begun", init="elsewhere")
+    runs.store_first_checkpoint(begun, config, BCM(build_network(config.network)))
+    with runs.local_checkpoint(f"{world.runs}/begun/{runs.checkpoint_name(0)}") as directory:
+        assert load_model(directory)[1].k == 0
 
 
 def test_training_refuses_to_resume_a_run_that_mlflow_does_not_know(train_in_session: Command, world: World):
