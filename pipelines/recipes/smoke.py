@@ -16,7 +16,7 @@ class Size:
     width: int
     """Channels of the first level."""
     batch_size: int
-    """Images per step, or per micro-batch of a step, over all workers."""
+    """Images per step over both workers."""
     iterations: int
     """Steps, more or less: each stage of a listed curriculum keeps at least one."""
 
@@ -26,7 +26,7 @@ SIZES = {
     "cifar10": Size(width=16, batch_size=16, iterations=8),
     "ffhq64": Size(width=16, batch_size=4, iterations=8),
     "lsun-bedroom256": Size(width=8, batch_size=2, iterations=16),
-    "imagenet64": Size(width=32, batch_size=2, iterations=8),
+    "imagenet64": Size(width=32, batch_size=4, iterations=8),
 }
 
 
@@ -56,7 +56,7 @@ def smoke(config: Config) -> Config:
         recipe=f"{config.recipe}-smoke",
         network=_narrowed(config.network, size.width),
         schedule=schedule,
-        train=replace(config.train, iterations=iterations, batch_size=size.batch_size * config.train.accumulate),
+        train=replace(config.train, iterations=iterations, batch_size=size.batch_size),
         scaling=ScalingOptions(workers=2),
         checkpoint_every=(iterations + 1) // 2,
         log_every=max(1, iterations // 8),
