@@ -26,7 +26,7 @@ SIZES = {
     "cifar10": Size(width=16, batch_size=16, iterations=8),
     "ffhq64": Size(width=16, batch_size=4, iterations=8),
     "lsun-bedroom256": Size(width=8, batch_size=2, iterations=16),
-    "imagenet64": Size(width=32, batch_size=4, iterations=8),
+    "imagenet64": Size(width=32, batch_size=8, iterations=8),
 }
 
 
