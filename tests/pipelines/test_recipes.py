@@ -232,7 +232,8 @@ def test_a_smoke_form_trains_checkpoints_resumes_and_samples(
     name: str, shards: Callable[[Config], CachedSplit], tmp_path: Path
 ):
     config = recipe(name)
-    config = replace(config, train=replace(config.train, batch_size=max(2, config.train.accumulate)))
+    train = replace(config.train, batch_size=max(2, config.train.accumulate))
+    config = replace(config, train=train, scaling=replace(config.scaling, workers=1))
     state, stream = state_of(config), batches(config, shards(config), 0)
     steps = fit(state, stream, config.train, config.schedule)
     first = next(steps)
