@@ -120,6 +120,8 @@ class TrainState:
 
     def __init__(self, model: BCM, config: TrainConfig, *, conditional: bool = False) -> None:
         """Start from the weights of `model`, on its device, at k = 0; `conditional`: whether it takes labels."""
+        if network := getattr(model.F_theta, "config", None):
+            check_objective(config, network)
         self.model = model
         self.conditional = conditional
         _prepare(model, config, self.device)
@@ -249,7 +251,7 @@ def _update(state: TrainState, config: TrainConfig) -> Tensor:
     """Theta <- theta - eta grad; theta_EMA follows. Non-finite gradients are counted and not applied."""
     parameters = [p for p in state.model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if math.isfinite(float(norm)):
+    if math.isfinite(float(norm)):  # the one place where a step waits for a GPU
         if config.clip_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(parameters, config.clip_norm, norm)
         state.optimizer.step()  # pyright: ignore[reportUnknownMemberType]

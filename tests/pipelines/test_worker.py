@@ -66,6 +66,7 @@ def test_train_step_uses_exactly_these_draws(cached, monkeypatch: pytest.MonkeyP
 
     weight = torch.nn.Parameter(torch.ones(1))
     model = torch.nn.Module()
+    model.F_theta = torch.nn.Identity()
     model.weight = weight
     config = TrainConfig(iterations=100, batch_size=BATCH, seed=SEED)
     state = training.TrainState(model, config)  # type: ignore[arg-type]
