@@ -23,7 +23,8 @@ from benchmarks.batches import batches
 from benchmarks.on_digits import uint8_images
 from pipelines.recipes import recipe
 
-N = 1281
+FINEST = 1281
+"""The paper's last N."""
 POINTS = (50, 200, 400, 600, 800, 1000, 1200, 1279)
 """Where on the grid the difference is looked at."""
 STEPS, IMAGES = 250, 128
@@ -67,10 +68,10 @@ def difference(f: BCM, x: Images, z: Images, times: Tensor, precision: torch.dty
 
 def main() -> None:
     torch.set_num_threads(1)
-    f = trained(STEPS, 0, N, "fp32")[0].eval()
+    f = trained(STEPS, 0, FINEST, "fp32")[0].eval()
     x = from_uint8(uint8_images("train")[0][:IMAGES])
     z = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-    grid = time_grid(N, recipe("digits").schedule)
+    grid = time_grid(FINEST, recipe("digits").schedule)
     print("| n | t_n | difference (rms) | error of bf16 / difference | error of fp16 / difference |")
     print("|---|---|---|---|---|")
     for n in POINTS:

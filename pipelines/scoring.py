@@ -127,6 +127,7 @@ def score_reconstructions(
     count = len(real.test.labels[:count])
     starts = range(0, count, BATCH)
     parts = [ray.put(_part(real.test, start, min(start + BATCH, count))) for start in starts]
+    before = real.labeller(images_of(real.test, 0, count)) if real.labeller else None
     scores: dict[str, float] = {}
     for nfe in nfes:
         refs = [
@@ -135,8 +136,8 @@ def score_reconstructions(
         errors, found = zip(*ray.get(refs), strict=True)
         scores[f"mse_nfe{nfe}"] = float(torch.cat(errors).mean())
         if real.labeller:
-            kept = real.labeller(torch.cat(found).nan_to_num()) == real.labeller(images_of(real.test, 0, count))
-            scores[f"labels_kept_nfe{nfe}"] = float(np.mean(kept))
+            after = real.labeller(torch.cat(found).nan_to_num())
+            scores[f"labels_kept_nfe{nfe}"] = float(np.mean(after == before))
     return scores
 
 

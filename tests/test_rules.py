@@ -132,13 +132,6 @@ def test_every_public_module_has_a_docstring():
     assert [str(path) for path, tree in public if not ast.get_docstring(tree)] == []
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_says_what_to_expect_and_how_to_run_it(name: str):
-    text = RECIPES[name].__doc__ or ""
-    assert "Expected" in text
-    assert re.search(rf"^ *Command: python -m pipelines\.\w+ {re.escape(name)}(?=\s|$)", text, re.MULTILINE)
-
-
 def test_the_documents_name_only_commands_and_files_that_exist():
     wrong: list[str] = []
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "ray_cluster.yaml"):
