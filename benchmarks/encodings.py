@@ -15,8 +15,8 @@ from sklearn.datasets import load_sample_images
 
 from data.decode import decode_shard
 from data.manifest import Manifest, SplitManifest
-from data.shards import ENCODINGS, Sample, pack
-from data.sources.pixels import area_resized
+from data.prepare.pack import ENCODINGS, Sample, pack
+from data.prepare.pixels import area_resized
 
 _COUNTS = {32: 2000, 64: 1000, 128: 250, 256: 120}
 

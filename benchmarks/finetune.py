@@ -24,9 +24,9 @@ from benchmarks.batches import batches
 from benchmarks.on_digits import uint8_images
 from benchmarks.pair_laws import SAMPLES, Real, real_images
 from pipelines.config import Config
+from pipelines.evaluation.scoring import pixels
 from pipelines.recipes import recipe
 from pipelines.recipes.smoke import scaled
-from pipelines.scoring import pixels
 
 COST = {"ct": 4, "bct": 9}
 """Forward passes an image, the backward pass counted as two."""

@@ -26,11 +26,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from data import storage
+from data import store
 from data.cache import open_split
 from data.loader import Loader
-from data.shards import load_manifest
-from data.sources import Choices, prepare
+from data.manifest import load_manifest
+from data.prepare import Choices, prepare
 from tests.servers import s3_server
 
 BATCH = 256
@@ -43,14 +43,14 @@ class ImageFiles(Dataset[tuple[torch.Tensor, int]]):
     """PNG files named LABEL-NUMBER.png, read one by one, as torchvision's ImageFolder does."""
 
     def __init__(self, url: str) -> None:
-        self.url, self.names = url, storage.list_names(url)
+        self.url, self.names = url, store.list_names(url)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         name = self.names[index]
-        with Image.open(io.BytesIO(storage.read_bytes(storage.join(self.url, name)))) as image:
+        with Image.open(io.BytesIO(store.read_bytes(store.join(self.url, name)))) as image:
             pixels = np.asarray(image.convert("RGB"))
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), int(name.partition("-")[0])
 
@@ -68,7 +68,7 @@ def stock(url: str, extension: str) -> Iterator[tuple[int, float]]:
     from webdataset.compat import WebDataset
     from webdataset.gopen import gopen_schemes
 
-    shards = [storage.join(url, shard.path) for shard in load_manifest(url).split("train").shards]
+    shards = [store.join(url, shard.path) for shard in load_manifest(url).split("train").shards]
     gopen_schemes["s3"] = lambda place, mode="rb", bufsize=8192, **_: fsspec.filesystem("s3").open(place, mode)
     pipeline: Any = WebDataset(shards, shardshuffle=100, seed=0).shuffle(1000).decode("torchrgb8")
     for images, _ in pipeline.to_tuple(extension, "cls").batched(BATCH):

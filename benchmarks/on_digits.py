@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.sources import digits
+from data.prepare import digits
 
 
 def uint8_images(split: str) -> tuple[Tensor, list[int]]:

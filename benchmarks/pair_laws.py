@@ -33,9 +33,9 @@ from bcm.types import Images, from_uint8
 from benchmarks.batches import batches
 from benchmarks.on_digits import uint8_images
 from pipelines.config import Config
+from pipelines.evaluation.scoring import pixels
 from pipelines.recipes import recipe
-from pipelines.scoring import pixels
-from pipelines.search import TRIAL_SEEDS, Trials, score
+from pipelines.tuning.trials import TRIAL_SEEDS, Trials, score
 
 SAMPLES = 2000
 """Samples of each Frechet distance."""

@@ -22,7 +22,7 @@ from typing import BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from data import storage
+from data import store
 from data.decode import decode_images, mapped, read_labels
 from data.encoded import EncodedImages
 from data.folder import cache_errors, locked, try_locked
@@ -228,9 +228,9 @@ class Extent:
     def _fetched(self, place: int) -> bytes:
         """Fetches a shard, writes its content and labels, and returns their hash."""
         part, shard = self.part, self.part.entries[place]
-        source, copy = storage.join(part.url, shard.path), self._folder / f"{place}.tar"
+        source, copy = store.join(part.url, shard.path), self._folder / f"{place}.tar"
         try:
-            storage.fetch(source, shard.bytes, shard.sha256, copy, durable=False)
+            store.fetch(source, shard.bytes, shard.sha256, copy, durable=False)
             labels = read_labels(copy, source, shard, part.manifest)
             digest, at = hashlib.sha256(), int(part.starts[place])
             for block in _blocks(mapped(copy), shard, part, source):
@@ -272,7 +272,7 @@ class Extent:
             with (self._folder / name).open("rb") as file:
                 os.fsync(file.fileno())
         with suppress(FileNotFoundError):
-            storage.write_json(str(self._folder / _STAMP), self._times())
+            store.write_json(str(self._folder / _STAMP), self._times())
 
     def _write(self, name: str, at: int, content: bytes | memoryview) -> None:
         """Writes with a call and not through a map, which would kill the process with SIGBUS on a full disk."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data.errors import DataError
-from data.explain import NO_SPACE
+from data.store.failures import NO_SPACE
 
 CACHE_VARIABLE = "BCM_CACHE_DIR"
 BUDGET_VARIABLE = "BCM_CACHE_BUDGET"

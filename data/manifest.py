@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
+from data import store
 from data.errors import DataError
 
 FORMAT = "bcm-shards"
@@ -233,3 +235,46 @@ def parse_manifest(value: object, where: str) -> Manifest:
 def shard_name(split: str, index: int) -> str:
     """File name of a shard, relative to the manifest."""
     return f"{split}-{index:06d}.tar"
+
+
+def write_manifest(url: str, manifest: Manifest) -> None:
+    """Writes `manifest.json` under `url`: the last step, after which the set counts as whole."""
+    store.write_bytes(store.join(url, MANIFEST_NAME), (manifest.to_json() + "\n").encode("ascii"))
+
+
+def load_manifest(url: str) -> Manifest:
+    """The manifest of the data set at `url`, checked strictly."""
+    place = store.join(url, MANIFEST_NAME)
+    if not store.exists(place):
+        raise DataError(
+            f"there is no data set at {url} (no {MANIFEST_NAME}): it was never prepared, or that was interrupted. "
+            "Run python -m pipelines.prepare to make it."
+        )
+    return parse_manifest(store.read_json(place), place)
+
+
+def shard_problems(url: str, manifest: Manifest) -> list[str]:
+    """A sentence for each shard that is missing or has another length than stated. No shard is read, only listed."""
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    url = manifest.place(url)
+    folders = {str(PurePosixPath(shard.path).parent) for shard in shards}
+    sizes = {folder: store.file_sizes(url if folder == "." else store.join(url, folder)) for folder in folders}
+    problems: list[str] = []
+    for shard in shards:
+        path = PurePosixPath(shard.path)
+        actual = sizes[str(path.parent)].get(path.name)
+        if actual is None:
+            problems.append(f"{store.join(url, shard.path)} is missing")
+        elif actual != shard.bytes:
+            problems.append(f"{store.join(url, shard.path)} has {actual} bytes, but the manifest states {shard.bytes}")
+    return problems
+
+
+def check_shards(url: str, manifest: Manifest) -> None:
+    """Cheap check, without reading any shard, that all are there with the lengths the manifest states."""
+    if problems := shard_problems(url, manifest):
+        more = f" ({len(problems)} shards have such problems)" if len(problems) > 1 else ""
+        raise DataError(
+            f"{problems[0]}{more}. Copy the shards again from a good source, or run python -m pipelines.prepare again, "
+            "which writes an incomplete set anew."
+        )

@@ -1,33 +1,16 @@
-"""The configuration of a run, and the command line built from it. The only user of tyro."""
+"""The configuration of a run."""
 
-import difflib
-import signal
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from types import FrameType
-from typing import Annotated, Any, NoReturn, TypeVar, cast, get_type_hints
-
-import tyro
+from typing import Any, TypeVar, cast, get_type_hints
 
 from bcm.networks import KINDS, NetworkConfig, network_to_dict
 from bcm.schedule import ScheduleConfig, discretization
 from bcm.training import TrainConfig, check_objective
-from bcm.types import BCMError
-from cluster.errors import ClusterError
-from cluster.scaling import ScalingOptions
-from data.errors import DataError
-from pipelines.tracking import TrackingError
+from cluster.options import ScalingOptions
+from pipelines.errors import ConfigError, nearest
 
 T = TypeVar("T")
-
-
-class ConfigError(ValueError):
-    """A wrong option, recipe or run; the message names it and the remedy."""
-
-
-USER_ERRORS = (BCMError, ClusterError, ConfigError, DataError, TrackingError)
-"""What a command reports as one message; anything else is a bug and keeps its traceback."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +21,7 @@ class Config:
     """Name of the recipe this config started from."""
     dataset: str
     """Name of the data set, as in `pipelines.prepare`."""
-    network: Annotated[NetworkConfig, tyro.conf.AvoidSubcommands]
+    network: NetworkConfig
     """The network F_theta; the recipe decides which kind it is."""
     schedule: ScheduleConfig
     """Time grid, its curriculum, and the law of the times."""
@@ -94,38 +77,6 @@ def flatten(entry: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """A hint for a misspelt name: the nearest known one, and all of them."""
-    close = difflib.get_close_matches(name.lower(), known, n=1)
-    return (f"did you mean '{close[0]}'? " if close else "") + f"Known: {', '.join(known)}."
-
-
-def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Run a command line; a user error becomes one message and exit code 2, Ctrl-C and SIGTERM exit code 130."""
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
-    try:
-        main(sys.argv[1:])
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped.", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(0)
-
-
-def parse(kind: type[T], argv: Sequence[str], module: str, default: T | None = None) -> T:
-    """Parse a command's options; `--help` and mistakes are answered here, with exit code 0 and 2."""
-    prog = f"python -m pipelines.{module}"
-    if default is None:
-        return tyro.cli(kind, args=list(argv), prog=prog)
-    return tyro.cli(kind, args=list(argv), prog=prog, default=default)
-
-
 def _from_dict(kind: type[T], entry: Mapping[str, Any], where: str) -> T:
     if not isinstance(entry, Mapping):
         raise ConfigError(f"{where}: {entry!r} is given where an object with keys is needed.")
@@ -157,13 +108,3 @@ def _network(entry: Mapping[str, Any], where: str) -> NetworkConfig:
     if (kind := str(entry.get("kind"))) not in KINDS:
         raise ConfigError(f"{where}: the kind of network is '{kind}'; {nearest(kind, list(KINDS))}")
     return _from_dict(KINDS[kind], {key: value for key, value in entry.items() if key != "kind"}, where)
-
-
-Positional = Annotated[str, tyro.conf.Positional]
-"""An argument that is given without a name."""
-
-AT_TOP_LEVEL = tyro.conf.arg(name="")
-"""Annotates options whose parts stand at the top level of a command line: --train.seed, not --config.train.seed."""
-
-ConfigOptions = Annotated[Config, AT_TOP_LEVEL]
-"""A `Config` whose options stand at the top level of a command line."""

@@ -5,13 +5,16 @@ from dataclasses import dataclass
 
 from bcm.inference import Toolkit, check_task
 from bcm.timesteps import TimeSteps, from_dict, to_dict
-from cluster import local
-from data import storage
+from cluster import session
+from data import store
 from data.cache import cached_split, default_cache_dir
-from data.manifest import Manifest
-from data.shards import check_shards, load_manifest
-from pipelines import models, runs, scoring, tracking
-from pipelines.config import ConfigError, Positional, parse, run_command
+from data.manifest import Manifest, check_shards, load_manifest
+from pipelines.cli import Positional, parse, run_command
+from pipelines.errors import ConfigError
+from pipelines.evaluation import scoring
+from pipelines.models import source as models
+from pipelines.tracking import client as tracking
+from pipelines.training import run as runs
 
 SCORES = "scores.json"
 
@@ -47,7 +50,7 @@ class EvaluateOptions:
 def data_of(model: str, data: str | None) -> str:
     """The URL given, or that of the data the run was trained on."""
     if data:
-        return storage.absolute(data)
+        return store.absolute(data)
     if run := models.run_of(model):
         return run.data
     raise ConfigError(f"{model} does not say where its data is; give --data.")
@@ -130,13 +133,13 @@ def real_images(found: Subject) -> scoring.Held:
 
 
 def measure(found: Subject, real: scoring.Held, options: EvaluateOptions) -> dict[str, float]:
-    """Score the model, store the scores beside it, log them to its run; must stand in a `cluster.local.session`."""
+    """Score the model, store the scores beside it, log them to its run; must stand in a `cluster.session.connect`."""
     toolkit = found.toolkit
     scores = scoring.score_model(toolkit, real, options.samples, options.images)
     if found.home:
         steps = {name: to_dict(steps) for name, steps in toolkit.schedules.items()}
         entry = {"k": toolkit.k, "ema_rate": options.ema_rate, "schedules": steps, "scores": scores}
-        storage.write_json(storage.join(found.home, SCORES), entry)
+        store.write_json(store.join(found.home, SCORES), entry)
     if found.run:
         tracking.log_scores(tracking.resolve_uri("runs"), found.run.mlflow_run, scores, toolkit.k)
     return scores
@@ -149,11 +152,11 @@ def stored_scores(
 
     Those of another step, of other time steps or of another average of the weights are a `ConfigError`.
     """
-    path, again = storage.join(home, SCORES), f"Run `python -m pipelines.evaluate {home}`."
+    path, again = store.join(home, SCORES), f"Run `python -m pipelines.evaluate {home}`."
     name = home.rpartition("/")[2]
-    if not storage.exists(path):
+    if not store.exists(path):
         raise ConfigError(f"{name} has no scores yet. {again}")
-    entry = storage.read_json(path)
+    entry = store.read_json(path)
     try:
         of_k, of_rate = entry["k"], entry.get("ema_rate")
         of_schedules = {name: from_dict(steps) for name, steps in entry["schedules"].items()}
@@ -171,7 +174,7 @@ def stored_scores(
 
 
 def evaluate(options: EvaluateOptions) -> dict[str, float]:
-    """The whole command, for a caller that stands in a `cluster.local.session`."""
+    """The whole command, for a caller that stands in a `cluster.session.connect`."""
     found = subject(options)
     return measure(found, real_images(found), options)
 
@@ -185,7 +188,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"would measure {options.model} after {found.toolkit.k} steps with {steps} on {found.data}")
         return
     real = real_images(found)
-    with local.session(worker_logs=False):
+    with session.connect(worker_logs=False):
         print(table(measure(found, real, options)))
 
 

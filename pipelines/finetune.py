@@ -14,12 +14,14 @@ from bcm.finetune import bidirectional
 from bcm.networks import NetworkConfig, network_to_dict
 from bcm.precond import BCM, SIGMA_DATA
 from bcm.types import BCMError
-from data import storage
-from pipelines import runs
-from pipelines.config import AT_TOP_LEVEL, Config, ConfigError, parse, run_command
-from pipelines.models import REGISTERED, open_model
+from data import store
+from pipelines.cli import AT_TOP_LEVEL, parse, run_command
+from pipelines.config import Config
+from pipelines.errors import ConfigError
+from pipelines.models.source import REGISTERED, open_model
 from pipelines.recipes import RECIPES, recipe
 from pipelines.train import TrainOptions, carry_out, chosen_recipe
+from pipelines.training import run as runs
 
 FINETUNING = {name: make for name, make in RECIPES.items() if make().finetunes}
 """The recipes that start from a trained model."""
@@ -54,7 +56,7 @@ def open_initial(source: str, config: Config, ema_rate: float | None = None) -> 
     _check_fit(source, network, config)
     if model.sigma_data != SIGMA_DATA:
         raise ConfigError(f"{source} was trained with sigma_data {model.sigma_data}; only {SIGMA_DATA} can go on.")
-    place = source if source.startswith(REGISTERED) else storage.absolute(source)
+    place = source if source.startswith(REGISTERED) else store.absolute(source)
     return runs.Initial(model, place, weights_sha256(toolkit.model))
 
 

@@ -20,10 +20,13 @@ from bcm.convert import SOURCES, convert, infer_network, unused
 from bcm.inference import Toolkit, check_task, paper_schedules, save_toolkit
 from bcm.networks import NetworkConfig, build_network, network_from_dict, network_to_dict
 from bcm.precond import BCM
-from data import storage
-from pipelines import registry, runs, tracking
-from pipelines.config import ConfigError, Positional, nearest, parse, run_command
+from data import store
+from pipelines.cli import Positional, parse, run_command
+from pipelines.errors import ConfigError, nearest
 from pipelines.recipes import recipe
+from pipelines.tracking import client as tracking
+from pipelines.tracking import registry
+from pipelines.training import run as runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +63,15 @@ class ImportOptions:
 @contextmanager
 def local_file(url: str) -> Iterator[Path]:
     """The file at `url` on this machine, under its own name."""
-    if storage.is_local(url):
-        path = Path(storage.absolute(url))
+    if store.is_local(url):
+        path = Path(store.absolute(url))
         if not path.is_file():
             raise ConfigError(f"there is no file {path}. Check the spelling.")
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="bcm-import-") as folder:
         path = Path(folder) / PurePosixPath(_without_query(url)).name
-        storage.fetch(url, None, None, path)
+        store.fetch(url, None, None, path)
         yield path
 
 
@@ -189,7 +192,7 @@ def describe(toolkit: Toolkit, notes: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"{len(weights)} tensors, {sum(w.numel() for w in weights.values()):,} numbers, all fit"])
 
 
-def store(toolkit: Toolkit, notes: Mapping[str, Any], to: str, name: str | None) -> None:
+def write_model(toolkit: Toolkit, notes: Mapping[str, Any], to: str, name: str | None) -> None:
     """Write the model to the URL `to` and register it as `name`, if any."""
     with tempfile.TemporaryDirectory(prefix="bcm-import-") as folder:
         directory = Path(folder)
@@ -212,7 +215,7 @@ def main(argv: Sequence[str]) -> None:
     """The command line."""
     options = parse(ImportOptions, argv, "import_weights")
     to = runs.durable(options.to, "--to")
-    if storage.list_names(to):
+    if store.list_names(to):
         raise ConfigError(f"{to} is not empty. Give --to another folder.")
     if options.register:
         tracking.connect(tracking.resolve_uri("runs"))
@@ -222,7 +225,7 @@ def main(argv: Sequence[str]) -> None:
     if options.dry_run:
         print(f"{describe(toolkit, notes)}\nwould write it to {to}, with {', '.join(toolkit.schedules)}")
         return
-    store(toolkit, notes, to, options.register)
+    write_model(toolkit, notes, to, options.register)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bcm.inference import check_task
-from pipelines import models, pictures
-from pipelines.config import ConfigError, Positional, parse, run_command
+from pipelines.cli import Positional, parse, run_command
+from pipelines.errors import ConfigError
 from pipelines.evaluate import data_of
+from pipelines.figures import grid as pictures
+from pipelines.models import source as models
 from pipelines.sample import generated, inverted, test_images
 
 

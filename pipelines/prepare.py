@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from data import audit, storage
+from cluster.tasks import in_parallel
+from data import store
 from data.catalog import DATASETS
 from data.errors import DataError
-from data.manifest import Manifest
-from data.shards import SAMPLES_PER_SHARD, load_manifest
-from data.sources import Choices, prepare
-from pipelines import runs
-from pipelines.config import Positional, parse, run_command
-from pipelines.ray_runner import in_parallel
+from data.manifest import Manifest, load_manifest
+from data.prepare import Choices, audit, prepare
+from data.prepare.pack import SAMPLES_PER_SHARD
+from pipelines.cli import Positional, parse, run_command
+from pipelines.training import run as runs
 
 _LINE_SECONDS = 10.0
 _BAR = 40
@@ -130,10 +130,10 @@ def write(options: PrepareOptions) -> None:
         print(f"{options.name}: {counts} images of {size or 'their own'} px -> {to}")
         return
     # A CIFAR-10 archive is unpacked here, wherever it comes from.
-    here = options.name == "cifar10" or storage.is_local(to) or (source is not None and storage.is_local(source))
+    here = options.name == "cifar10" or store.is_local(to) or (source is not None and store.is_local(source))
     bar = Bar("images")
     try:
-        run = partial(in_parallel, here=here)
+        run = partial(in_parallel, here=here, user_error=DataError)
         manifest = prepare(options.name, source, to, choices=choices, progress=bar, run=run)
     finally:
         bar.close()
@@ -146,7 +146,9 @@ def _seen(url: str, manifest: Manifest, keep: int | None) -> Iterator[audit.Seen
     call = partial(audit.see, url=url, facts=audit.without_shards(manifest), decode=keep is not None)
     bar = Bar("shards")
     try:
-        for number, seen in enumerate(in_parallel(call, looks, here=storage.is_local(manifest.place(url))), start=1):
+        for number, seen in enumerate(
+            in_parallel(call, looks, here=store.is_local(manifest.place(url)), user_error=DataError), start=1
+        ):
             bar("shards", number, len(looks))
             yield seen
     finally:
@@ -182,7 +184,7 @@ def inspect(options: InspectOptions) -> None:
     images = [image for seen in found for image in seen.images]
     buffer = io.BytesIO()
     Image.fromarray(audit.contact_sheet(images, columns=20)).save(buffer, format="PNG")
-    storage.write_bytes(options.out, buffer.getvalue())
+    store.write_bytes(options.out, buffer.getvalue())
     print(f"{len(images)} images in {options.out}")
 
 

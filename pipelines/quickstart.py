@@ -8,17 +8,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cluster import local
-from data import storage
-from data.sources import prepare
-from pipelines import runs, tracking
-from pipelines.config import ConfigError, parse, run_command
+from cluster import session
+from data import store
+from data.prepare import prepare
+from pipelines.cli import parse, run_command
+from pipelines.errors import ConfigError
 from pipelines.evaluate import EvaluateOptions, evaluate
 from pipelines.evaluate import table as score_table
 from pipelines.prepare import describe
 from pipelines.recipes import recipe
 from pipelines.register import RegisterOptions, register
+from pipelines.tracking import client as tracking
 from pipelines.train import TrainOptions, plan, start
+from pipelines.training import run as runs
 from pipelines.tune import TuneOptions, tune_model
 from pipelines.tune import table as tune_table
 
@@ -53,14 +55,14 @@ def stage(title: str) -> Iterator[None]:
 def quickstart(options: QuickstartOptions) -> None:
     """All stages; a second run of it is a new run."""
     began = time.perf_counter()
-    root = storage.absolute(options.storage)
-    data = storage.join(root, "data", "digits")
+    root = store.absolute(options.storage)
+    data = store.join(root, "data", "digits")
     with stage("1/7 prepare: real 8x8 digits into WebDataset shards"):
         print(describe(prepare("digits", None, data), data))
     config = recipe(options.recipe)
     config = replace(config, train=replace(config.train, seed=options.seed))
     training = plan(TrainOptions(config=config, storage=root, data=data))
-    with local.session(worker_logs=False):
+    with session.connect(worker_logs=False):
         with stage(f"2/7 train: {config.train.iterations} steps from scratch on {config.scaling.workers} DDP workers"):
             run = start(training)
         with stage(f"3/7 tune: search time steps for {options.tune_seconds:.0f} s each"):

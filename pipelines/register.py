@@ -4,11 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bcm.timesteps import TimeSteps
-from data import storage
-from pipelines import models, registry, runs, tracking
-from pipelines.config import ConfigError, Positional, parse, run_command
+from data import store
+from pipelines.cli import Positional, parse, run_command
+from pipelines.errors import ConfigError
 from pipelines.evaluate import stored_scores
-from pipelines.registry import Registered
+from pipelines.models import source as models
+from pipelines.tracking import client as tracking
+from pipelines.tracking import registry
+from pipelines.tracking.registry import Registered
+from pipelines.training import run as runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +51,7 @@ class Candidate:
 
 def candidate(options: RegisterOptions) -> Candidate:
     """The imported model, or the newest checkpoint of the run, with the scores measured on it."""
-    url = storage.absolute(options.run).rstrip("/")
+    url = store.absolute(options.run).rstrip("/")
     run = None if models.is_imported(url) else runs.read_run(url)
     checkpoint = url if run is None else runs.latest_checkpoint(url)
     k, network = models.stated(checkpoint)

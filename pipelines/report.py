@@ -15,7 +15,9 @@ from torch import Tensor
 from bcm.objectives import OBJECTIVES
 from bcm.pairs import PAIR_LAWS, joint
 from bcm.schedule import discretization, p_n, time_grid
-from pipelines.config import Config, ConfigError, Positional, nearest, parse, run_command
+from pipelines.cli import Positional, parse, run_command
+from pipelines.config import Config
+from pipelines.errors import ConfigError, nearest
 from pipelines.recipes import recipe
 
 PIXELS = 240

@@ -11,10 +11,12 @@ from bcm import inference
 from bcm.inference import Toolkit, steps_for
 from bcm.types import Images, from_uint8
 from data.cache import cached_split, default_cache_dir
-from pipelines import models, pictures
-from pipelines.config import ConfigError, Positional, parse, run_command
+from pipelines.cli import Positional, parse, run_command
+from pipelines.errors import ConfigError
 from pipelines.evaluate import data_of, fitting_manifest
-from pipelines.pictures import Row
+from pipelines.figures import grid as pictures
+from pipelines.figures.grid import Row
+from pipelines.models import source as models
 
 
 @dataclass(frozen=True, kw_only=True)

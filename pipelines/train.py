@@ -10,17 +10,20 @@ from bcm.checkpoint import load_checkpoint, verify_files
 from bcm.networks import build_network
 from bcm.precond import BCM
 from bcm.types import BCMError
-from cluster import local, scaling
-from data import storage
+from cluster import options as scaling
+from cluster import session
+from data import store
 from data.cache import BUDGET_VARIABLE, CACHE_VARIABLE, default_cache_dir, open_split
-from data.manifest import Manifest
-from data.shards import check_shards, load_manifest
-from pipelines import runs, tracking
-from pipelines.config import Config, ConfigError, ConfigOptions, parse, run_command
-from pipelines.describe import describe
-from pipelines.progress import Board, shown
+from data.manifest import Manifest, check_shards, load_manifest
+from pipelines.cli import ConfigOptions, parse, run_command
+from pipelines.config import Config
+from pipelines.errors import ConfigError, TrackingError
 from pipelines.recipes import RECIPES, recipe
-from pipelines.worker import Job, train_worker
+from pipelines.tracking import client as tracking
+from pipelines.training import run as runs
+from pipelines.training.describe import describe
+from pipelines.training.progress import Board, shown
+from pipelines.training.worker import Job, train_worker
 
 if TYPE_CHECKING:
     from ray.train import Checkpoint
@@ -70,16 +73,16 @@ def plan(options: TrainOptions, initial: runs.Initial | None = None) -> Plan:
             f"python -m pipelines.finetune {config.recipe} --init URL"
         )
     run_storage = runs.durable(options.storage, "--storage")
-    data = runs.durable(options.data or storage.join(run_storage, "data", config.dataset), "--data")
+    data = runs.durable(options.data or store.join(run_storage, "data", config.dataset), "--data")
     manifest = load_manifest(data)
     _check_data(config, manifest, data)
     check_shards(data, manifest)
-    if not _elsewhere():
+    if not session.is_given():
         open_split(data, manifest, "train", default_cache_dir()).wait()
     resumed, fallback = None, None
     if options.resume is not None:
         resumed, fallback = _resumed(options.resume, config, run_storage, data, manifest)
-    storage.check_writable(run_storage)
+    store.check_writable(run_storage)
     uri = tracking.resolve_uri("runs")
     tracking.connect(uri)
     return Plan(
@@ -95,7 +98,7 @@ def plan(options: TrainOptions, initial: runs.Initial | None = None) -> Plan:
 
 
 def start(plan: Plan) -> runs.Run:
-    """Run a planned training to its end; must stand in a `cluster.local.session`."""
+    """Run a planned training to its end; must stand in a `cluster.session.connect`."""
     config = plan.options.config
     scaling.check_resources(config.scaling)
     _check_tracking(plan.uri)
@@ -119,13 +122,8 @@ def start(plan: Plan) -> runs.Run:
 
 
 def train(options: TrainOptions) -> runs.Run:
-    """Plan and run a training; must stand in a `cluster.local.session`."""
+    """Plan and run a training; must stand in a `cluster.session.connect`."""
     return start(plan(options))
-
-
-def _elsewhere() -> bool:
-    """Whether the workers will run on a cluster, not on this machine alone."""
-    return bool({runs.IN_JOB, "RAY_ADDRESS"} & os.environ.keys())
 
 
 def _check_data(config: Config, manifest: Manifest, data: str) -> None:
@@ -145,7 +143,7 @@ def _check_tracking(uri: str) -> None:
     import ray
 
     several = len([node for node in ray.nodes() if node["Alive"]]) > 1
-    if tracking.is_local(uri) and (several or runs.IN_JOB in os.environ):
+    if tracking.is_local(uri) and (several or session.in_job()):
         raise ConfigError(
             f"the MLflow store {uri} is a file of this machine, out of reach for a job or for other nodes. "
             "Set MLFLOW_TRACKING_URI to an MLflow server, in the environment of the cluster."
@@ -158,17 +156,17 @@ def _resumed(name: str, config: Config, run_storage: str, data: str, manifest: M
     Ray's own record of the checkpoints decides which are whole. Where a kill has lost it, the newest that can be read
     is taken, for the one being stored at that moment may be half there.
     """
-    run = replace(runs.read_run(storage.join(run_storage, name)), storage=run_storage, data=data)
+    run = replace(runs.read_run(store.join(run_storage, name)), storage=run_storage, data=data)
     runs.check_same(run, config, manifest.sha256)
     names = runs.checkpoints(run.url)
     if runs.committed(run.url) is None:
-        whole = [name for name in names if _is_whole(storage.join(run.url, name))]
+        whole = [name for name in names if _is_whole(store.join(run.url, name))]
         if whole and whole != names:
             print(f"warning: passing over checkpoints that are not whole: {', '.join(sorted({*names} - {*whole}))}")
         names = whole or names
     if not names:
         return run, None
-    url = storage.join(run.url, names[-1])
+    url = store.join(run.url, names[-1])
     with runs.local_checkpoint(url) as directory:
         load_checkpoint(directory, runs.idle_state(BCM(build_network(config.network)), config), config.network)
     return run, url
@@ -225,7 +223,7 @@ def _fit(plan: Plan, run: runs.Run) -> None:
         board=board,
         fallback=_checkpoint_at(plan.fallback or run.first_checkpoint),
     )
-    arrow, path = storage.arrow_filesystem(run.storage)
+    arrow, path = store.arrow_filesystem(run.storage)
     worker_env = {name: os.environ[name] for name in (CACHE_VARIABLE, BUDGET_VARIABLE) if name in os.environ}
     trainer = TorchTrainer(
         train_worker,
@@ -249,14 +247,14 @@ def _checkpoint_at(url: str | None) -> "Checkpoint | None":
 
     if url is None:
         return None
-    filesystem, path = storage.arrow_filesystem(url)
+    filesystem, path = store.arrow_filesystem(url)
     return Checkpoint(path, filesystem)
 
 
 def _finish(uri: str, run: runs.Run, ending: Any) -> None:
     try:
         tracking.finish_run(uri, run.mlflow_run, ending)
-    except tracking.TrackingError as error:
+    except TrackingError as error:
         print(f"warning: {error}\nSend what is missing later: --resume {run.name}", file=sys.stderr)
 
 
@@ -278,7 +276,7 @@ def carry_out(options: TrainOptions, initial: runs.Initial | None = None) -> Non
         print(describe(options.config))
         return
     planned = plan(options, initial)
-    with local.session(worker_logs=_elsewhere()):
+    with session.connect(worker_logs=session.is_given()):
         run = start(planned)
     print(f"done: {run.url}")
 

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from bcm.inference import SCHEDULES, Toolkit, check_task, paper_schedules
 from bcm.timesteps import PAPER_CIFAR10, TimeSteps, to_dict
-from cluster import local
-from data import storage
+from cluster import session
+from data import store
 from data.cache import cached_split, default_cache_dir
-from pipelines import models, runs, tracking
-from pipelines.config import ConfigError, Positional, nearest, parse, run_command
+from pipelines.cli import Positional, parse, run_command
+from pipelines.errors import ConfigError, nearest
 from pipelines.evaluate import check_tracked, fitting_manifest
-from pipelines.scoring import images_of, moments_of
-from pipelines.search import FRESH_SEEDS, Trials, decode, encode, score, space, trial
+from pipelines.evaluation.scoring import images_of, moments_of
+from pipelines.models import source as models
+from pipelines.tracking import client as tracking
+from pipelines.training import run as runs
+from pipelines.tuning.trials import FRESH_SEEDS, Trials, decode, encode, score, space, trial
 
 if TYPE_CHECKING:
     from ray.tune import Stopper
@@ -80,7 +83,7 @@ def search(target: str, shared: Trials, options: TuneOptions, folder: str) -> Fo
     from ray.tune.search.optuna import OptunaSearch
 
     paper = paper_schedules(shared.toolkit.network)[target]
-    arrow, path = storage.arrow_filesystem(folder)
+    arrow, path = store.arrow_filesystem(folder)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(trial, trials=shared, steps=paper), {"CPU": 1}),
         param_space={name: tune.uniform(*limits) for name, limits in space(paper).items()},
@@ -149,9 +152,9 @@ def opened(options: TuneOptions) -> tuple[runs.Run, Toolkit]:
     if models.is_imported(options.model):
         raise ConfigError(
             f"{options.model} was imported, and there is no run to search on. Its time steps stand in "
-            f"{storage.join(options.model, SCHEDULES)} and may be changed there."
+            f"{store.join(options.model, SCHEDULES)} and may be changed there."
         )
-    run = runs.read_run(storage.absolute(options.model))
+    run = runs.read_run(store.absolute(options.model))
     toolkit = models.open_model(run.url)
     check_task(toolkit, "sample")
     fitting_manifest(toolkit, run.data)
@@ -173,15 +176,15 @@ def shared_by_trials(run: runs.Run, toolkit: Toolkit, samples: int) -> Trials:
 
 
 def tune_model(options: TuneOptions) -> list[Found]:
-    """The whole command, for a caller that stands in a `cluster.local.session`."""
+    """The whole command, for a caller that stands in a `cluster.session.connect`."""
     run, toolkit = opened(options)
     return search_all(run, shared_by_trials(run, toolkit, options.samples), options)
 
 
 def search_all(run: runs.Run, shared: Trials, options: TuneOptions) -> list[Found]:
-    """Search every target and store the time steps with the run; must stand in a `cluster.local.session`."""
+    """Search every target and store the time steps with the run; must stand in a `cluster.session.connect`."""
     _quiet()
-    folder = storage.join(run.url, "tune", f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}")
+    folder = store.join(run.url, "tune", f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}")
     found = [search(target, shared, options, folder) for target in targets_of(options, shared.toolkit)]
     models.store_schedules(run.url, {each.target: each.steps for each in found})
     _log(run, found, options)
@@ -222,7 +225,7 @@ def main(argv: Sequence[str]) -> None:
             print(f"{target}: {', '.join(searched)}; now {to_dict(toolkit.schedules[target])}")
         return
     shared = shared_by_trials(run, toolkit, options.samples)
-    with local.session(worker_logs=False):
+    with session.connect(worker_logs=False):
         print(table(search_all(run, shared, options)))
 
 

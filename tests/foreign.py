@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.manifest import Manifest
-from data.shards import Sample, write_manifest, write_split
+from data.manifest import Manifest, write_manifest
+from data.prepare.pack import Sample, write_split
 
 CLASSES = 10
 RESOLUTION = 16

@@ -9,9 +9,9 @@ from world import Outcome, World, edit_json
 
 from bcm.checkpoint import INDEX
 from bcm.inference import SCHEDULES
-from data.manifest import MANIFEST_NAME
-from data.shards import Sample, load_manifest, write_manifest, write_split
-from pipelines import runs
+from data.manifest import MANIFEST_NAME, load_manifest, write_manifest
+from data.prepare.pack import Sample, write_split
+from pipelines.training import run as runs
 
 
 def flip_a_byte(path: Path) -> None:

@@ -23,7 +23,7 @@ LONGEST_FILE = 420
 FOREIGN = ("ray", "mlflow", "webdataset", "fsspec", "tyro")
 """What `import bcm` must not load."""
 UNPICKLERS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
-UNPICKLING_ALLOWED = Path("data/sources/cifar10.py")
+UNPICKLING_ALLOWED = Path("data/prepare/cifar10.py")
 """The official archive is a pickle; its reader checks the MD5 and admits three numpy names."""
 LOADER = "pipelines/import_weights.py"
 """Reads the files of other code bases, with torch.load where it is told to take nothing but tensors."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines import runs
+from pipelines.training import run as runs
 
 NAME = "digits-smoke-20260101-000000-abcd"
 STEP = 40

@@ -7,7 +7,8 @@ FID is quoted from the literature: its Inception network is not part of this pro
 
 from collections.abc import Callable
 
-from pipelines.config import Config, ConfigError, nearest
+from pipelines.config import Config
+from pipelines.errors import ConfigError, nearest
 from pipelines.recipes.cifar10 import (
     cifar10_bcm,
     cifar10_bcm_deep,

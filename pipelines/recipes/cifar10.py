@@ -5,7 +5,7 @@ from dataclasses import replace
 from bcm.networks import NCSNppConfig
 from bcm.schedule import ScheduleConfig
 from bcm.training import TrainConfig
-from cluster.scaling import ScalingOptions
+from cluster.options import ScalingOptions
 from pipelines.config import Config
 
 DEEP = 8

@@ -9,7 +9,7 @@ from dataclasses import replace
 from bcm.networks import ADMConfig
 from bcm.schedule import ScheduleConfig
 from bcm.training import TrainConfig
-from cluster.scaling import ScalingOptions
+from cluster.options import ScalingOptions
 from pipelines.config import Config
 
 DEEP = 6

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from bcm.networks import ADMConfig, NetworkConfig
 from bcm.schedule import ScheduleConfig
-from cluster.scaling import ScalingOptions
+from cluster.options import ScalingOptions
 from pipelines.config import Config
 
 

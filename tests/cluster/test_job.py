@@ -12,7 +12,8 @@ from servers import S3Server, free_port, s3_server
 
 from cluster import submit
 from cluster.errors import ClusterError
-from cluster.local import LocalCluster, session
+from cluster.local import LocalCluster
+from cluster.session import connect
 
 BIN = Path(sys.executable).parent
 
@@ -102,7 +103,7 @@ def test_a_killed_node_is_gone_and_its_processes_too(cluster: LocalCluster, monk
     node = cluster.add_node()
     started = set(psutil.Process().children(recursive=True)) - before
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    with session():
+    with connect():
         assert sum(each["Alive"] for each in ray.nodes()) == 3
         cluster.kill_node(node)
         assert started and not [process for process in started if process.is_running()]

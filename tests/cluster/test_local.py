@@ -10,16 +10,17 @@ import psutil
 import pytest
 from servers import free_port
 
-from cluster import local, scaling
+from cluster import options as scaling
+from cluster import session
 from cluster.errors import ClusterError
-from cluster.scaling import ScalingOptions
+from cluster.options import ScalingOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 
 SLEEPER = """
 import time
-from cluster.local import session
-with session(cpus=1):
+from cluster.session import connect
+with connect(cpus=1):
     import ray
 
     @ray.remote
@@ -62,7 +63,7 @@ def ray_settings() -> dict[str, str]:
 @pytest.mark.slow
 def test_a_private_ray_leaves_no_process_file_setting_or_handler_behind(short: Path) -> None:
     before = (psutil.Process().children(recursive=True), signal.getsignal(signal.SIGINT), ray_settings())
-    with local.session(cpus=2):
+    with session.connect(cpus=2):
         assert len(psutil.Process().children(recursive=True)) > len(before[0])
         assert list(short.iterdir())
     assert (psutil.Process().children(recursive=True), signal.getsignal(signal.SIGINT), ray_settings()) == before
@@ -80,7 +81,7 @@ def private(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("RAY_TMPDIR", str(other))
-        with local.session(cpus=2):
+        with session.connect(cpus=2):
             yield ray.get_runtime_context().gcs_address
 
 
@@ -148,12 +149,12 @@ def test_a_driver_that_is_killed_takes_its_workers_along(short: Path) -> None:
 
 def test_the_address_of_a_job_server_is_no_cluster_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(ClusterError, match="ray job submit"), local.session():
+    with pytest.raises(ClusterError, match="ray job submit"), session.connect():
         pass
 
 
 def test_a_cluster_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     address = f"127.0.0.1:{free_port()}"
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(ClusterError, match=address), local.session():
+    with pytest.raises(ClusterError, match=address), session.connect():
         pass

@@ -15,8 +15,8 @@ import fsspec
 import numpy as np
 import pytest
 
-from data.manifest import Manifest
-from data.shards import Sample, write_manifest, write_split
+from data.manifest import Manifest, write_manifest
+from data.prepare.pack import Sample, write_split
 
 _READY_SECONDS = 20.0
 

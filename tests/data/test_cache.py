@@ -18,11 +18,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import storage
+from data import store
 from data.cache import cached_split, default_cache_dir
 from data.errors import DataError
-from data.manifest import Manifest, Shard, SplitManifest
-from data.shards import write_manifest
+from data.manifest import Manifest, Shard, SplitManifest, write_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -121,13 +120,13 @@ def _flip_a_byte(path: Path) -> None:
 def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the shards that are fetched from now on."""
     names: list[str] = []
-    fetch = storage.fetch
+    fetch = store.fetch
 
     def noted(url: str, *arguments, **options) -> None:
         names.append(url.rpartition("/")[2])
         fetch(url, *arguments, **options)
 
-    monkeypatch.setattr(storage, "fetch", noted)
+    monkeypatch.setattr(store, "fetch", noted)
     return names
 
 
@@ -175,7 +174,7 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 from data import cache, extent
-from data.shards import load_manifest
+from data.manifest import load_manifest
 url, folder, log, pause = sys.argv[1:]
 read = extent.read_labels
 def noted(path, source, *arguments):
@@ -344,7 +343,7 @@ def test_a_full_disk_is_told(tmp_path: Path, random_samples, write_set) -> None:
     limited = (
         "import resource, signal; from pathlib import Path\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (500000, 500000))\n"
-        "from data.cache import cached_split; from data.shards import load_manifest\n"
+        "from data.cache import cached_split; from data.manifest import load_manifest\n"
         f"url = {str(tmp_path / 'set')!r}\n"
         f"cached_split(url, load_manifest(url), 'train', Path({str(tmp_path / 'cache')!r}))\n"
     )

@@ -11,7 +11,7 @@ from PIL import Image
 from data.decode import decode_images, decode_shard, mapped, raw_header
 from data.errors import DataError
 from data.manifest import Manifest, Shard, SplitManifest
-from data.shards import pack
+from data.prepare.pack import pack
 
 
 def described(channels: int, shard: Shard) -> Manifest:

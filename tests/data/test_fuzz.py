@@ -22,12 +22,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from data import storage
+from data import store
 from data.decode import IMAGE_EXTENSIONS, decode_shard, key_and_extension
 from data.errors import DataError
-from data.manifest import MANIFEST_NAME, Manifest
-from data.shards import load_manifest, write_manifest, write_split
-from data.sources.tars import classes_of, scan
+from data.manifest import MANIFEST_NAME, Manifest, load_manifest, write_manifest
+from data.prepare.pack import write_split
+from data.prepare.tars import classes_of, scan
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -201,8 +201,8 @@ def loaded(folder: Path, manifest: Manifest, split: str = "train") -> Content:
     """What a split gives, in the way that the cache takes: a checked copy of each shard, decoded."""
     found: Content = []
     for shard in manifest.split(split).shards:
-        source, copy = storage.join(manifest.place(str(folder)), shard.path), folder / "copy"
-        storage.fetch(source, shard.bytes, shard.sha256, copy, durable=False)
+        source, copy = store.join(manifest.place(str(folder)), shard.path), folder / "copy"
+        store.fetch(source, shard.bytes, shard.sha256, copy, durable=False)
         found += content(*decode_shard(copy, source, shard, manifest))
     return found
 

@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data import storage
+from data import store
 from data.cache import Split, cached_split, open_split
 from data.errors import DataError
 from data.extent import COUNTED
@@ -25,7 +25,7 @@ from data.loader import Batch, Loader
 from data.manifest import Manifest, SplitManifest
 from data.order import epoch_order
 from data.plan import plan
-from data.shards import Sample, pack
+from data.prepare.pack import Sample, pack
 
 SEED = 11
 quick = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -103,14 +103,14 @@ def walked(split: Callable[[], Split], batch_size: int, stops: list[tuple[int, i
 def counted() -> Iterator[Counter[str]]:
     """How often each shard is fetched inside."""
     times: Counter[str] = Counter()
-    fetch = storage.fetch
+    fetch = store.fetch
 
     def noted(url: str, *arguments, **options) -> None:
         times[url] += 1
         fetch(url, *arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage, "fetch", noted)
+        patch.setattr(store, "fetch", noted)
         yield times
 
 
@@ -204,13 +204,13 @@ def test_batches_come_before_the_split_is_whole(tmp_path: Path, monkeypatch: pyt
     manifest = write(tmp_path, [40] * 12)
     monkeypatch.setattr("data.plan.FIRST_WINDOW_BYTES", 3 * 40 * 20)
     order = epoch_order(SEED, 0, plan(manifest, "train", 10**6).shuffle)
-    late, come, fetch = f"train-{order[-1] // 40:06d}.tar", threading.Event(), storage.fetch
+    late, come, fetch = f"train-{order[-1] // 40:06d}.tar", threading.Event(), store.fetch
 
     def slow(url: str, *arguments, **options) -> None:
         assert not url.endswith(late) or come.wait(60)
         fetch(url, *arguments, **options)
 
-    monkeypatch.setattr(storage, "fetch", slow)
+    monkeypatch.setattr(store, "fetch", slow)
     split = open_split(str(tmp_path), manifest, "train", tmp_path / "cache", 10**6)
     loader = Loader(cached=split, batch_size=8, seed=SEED, rank=0, world_size=1, flip=False)
     assert [i for seen in range(0, 120, 8) for i in loader.batch(seen).ids.tolist()] == order[:120].tolist()

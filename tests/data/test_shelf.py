@@ -72,7 +72,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from data.cache import cached_split
-from data.shards import load_manifest
+from data.manifest import load_manifest
 cached = cached_split(sys.argv[1], load_manifest(sys.argv[1]), "train", Path(sys.argv[2]), int(sys.argv[3]))
 print("held", flush=True)
 sys.stdin.read()

@@ -19,12 +19,13 @@ from bcm.checkpoint import save_checkpoint
 from bcm.networks import build_network
 from bcm.precond import BCM
 from bcm.training import TrainState
-from cluster import local
+from cluster import session
 from data.cache import CACHE_VARIABLE
-from data.sources import prepare
-from pipelines import runs, tracking
-from pipelines.config import run_command
+from data.prepare import prepare
+from pipelines.cli import run_command
 from pipelines.recipes import recipe
+from pipelines.tracking import client as tracking
+from pipelines.training import run as runs
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +97,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
     """One private Ray for all tests of a file that ask for it."""
-    with local.session(cpus=2, worker_logs=False):
+    with session.connect(cpus=2, worker_logs=False):
         yield
 
 

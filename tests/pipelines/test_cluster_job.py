@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from servers import mlflow_server, s3_server
 
 from cluster.local import LocalCluster
-from pipelines import registry
+from pipelines.tracking import registry
 
 pytestmark = pytest.mark.slow
 

@@ -37,9 +37,11 @@ from bcm.networks import build_network
 from bcm.precond import BCM
 from bcm.training import TrainState
 from data.manifest import MANIFEST_NAME
-from pipelines import models, runs, tracking
 from pipelines.evaluate import SCORES
+from pipelines.models import source as models
 from pipelines.recipes import recipe
+from pipelines.tracking import client as tracking
+from pipelines.training import run as runs
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (

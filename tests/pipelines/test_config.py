@@ -12,10 +12,10 @@ import pytest
 from bcm.types import BCMError
 from cluster.errors import ClusterError
 from data.errors import DataError
-from pipelines import config as config_module
-from pipelines.config import Config, ConfigError, flatten, nearest, parse
+from pipelines.cli import parse, run_command
+from pipelines.config import Config, flatten
+from pipelines.errors import ConfigError, TrackingError, nearest
 from pipelines.recipes import RECIPES, recipe
-from pipelines.tracking import TrackingError
 from pipelines.train import TrainOptions
 
 
@@ -179,7 +179,7 @@ def test_a_user_error_is_one_message_and_exit_code_2(
         raise kind("the thing is wrong; mend it")
 
     with pytest.raises(SystemExit) as left:
-        config_module.run_command(main)
+        run_command(main)
     assert left.value.code == 2
     assert capsys.readouterr() == ("", "error: the thing is wrong; mend it\n")
 
@@ -189,7 +189,7 @@ def test_a_bug_keeps_its_traceback(own_signals: None):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        config_module.run_command(main)
+        run_command(main)
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
@@ -201,6 +201,6 @@ def test_signals_unwind_and_end_with_130(sign: signal.Signals, capsys: pytest.Ca
             print("cleaned up")
 
     with pytest.raises(SystemExit) as left:
-        config_module.run_command(main)
+        run_command(main)
     assert left.value.code == 130
     assert capsys.readouterr() == ("cleaned up\n", "stopped.\n")

@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from pipelines import runs
+from pipelines.training import run as runs
 
 pytestmark = pytest.mark.slow
 

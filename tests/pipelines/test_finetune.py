@@ -25,15 +25,17 @@ from bcm.networks import NCSNppConfig, build_network
 from bcm.precond import BCM
 from bcm.schedule import discretization
 from bcm.training import TrainState
-from cluster import local
+from cluster import session
 from data.cache import CACHE_VARIABLE
-from data.sources import prepare
-from pipelines import runs, tracking
-from pipelines.config import Config, ConfigError
+from data.prepare import prepare
+from pipelines.config import Config
+from pipelines.errors import ConfigError
 from pipelines.finetune import FINETUNING, open_initial
-from pipelines.models import open_model
+from pipelines.models.source import open_model
 from pipelines.recipes import recipe
+from pipelines.tracking import client as tracking
 from pipelines.train import TrainOptions, plan, start
+from pipelines.training import run as runs
 
 ICT, FINETUNE = "digits-ict-smoke", "digits-finetune-smoke"
 
@@ -62,7 +64,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(CACHE_VARIABLE, str(found.root / "cache"))
         patch.setenv(tracking.URI_VARIABLE, found.mlflow)
-        with local.session(cpus=2, worker_logs=False):
+        with session.connect(cpus=2, worker_logs=False):
             yield found
 
 

@@ -21,11 +21,12 @@ from bcm import inference
 from bcm.checkpoint import INDEX, load_model
 from bcm.inference import SCHEDULES
 from bcm.timesteps import CONSISTENCY_CIFAR10, CONSISTENCY_IMAGENET64, PAPER_IMAGENET64, TimeSteps, from_dict
-from data import storage
-from pipelines import models, registry
+from data import store
 from pipelines.evaluate import SCORES
 from pipelines.finetune import open_initial
+from pipelines.models import source as models
 from pipelines.recipes import recipe
+from pipelines.tracking import registry
 
 ADM = ("--source", "official-imagenet64", "--network-options", "resolution=16", "head_channels=16")
 EDM = ("--source", "edm-ncsnpp")
@@ -111,7 +112,7 @@ def test_every_kind_of_file_gives_the_same_weights(
 
 
 def test_file_and_model_may_be_at_any_url(command: Command, file: Path):
-    storage.write_bytes("memory://weights/ict.pt", file.read_bytes())
+    store.write_bytes("memory://weights/ict.pt", file.read_bytes())
     outcome = command("import_weights", "memory://weights/ict.pt", *ADM, "--to", "memory://models/ict")
     assert outcome.code == 0, outcome
     toolkit = models.open_model("memory://models/ict")
@@ -324,7 +325,7 @@ def test_an_imported_model_is_registered_at_once_or_with_its_scores(command: Com
     assert outcome.out.endswith("ict version 1: ict had no champion\n"), outcome
     assert f"imported has no scores yet. Run `python -m pipelines.evaluate {to}`" in command("register", to).error
     steps = json.loads((Path(to) / SCHEDULES).read_text())
-    storage.write_json(f"{to}/{SCORES}", {"k": 0, "schedules": steps, "scores": {"frechet_ratio_nfe1": 1.5}})
+    store.write_json(f"{to}/{SCORES}", {"k": 0, "schedules": steps, "scores": {"frechet_ratio_nfe1": 1.5}})
     assert "has no recipe to be named after; give --name" in command("register", to).error
     outcome = command("register", to, "--name", "ict")
     assert outcome.out == "ict version 2: the champion, version 1, was never scored\n"

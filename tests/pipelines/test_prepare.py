@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from world import Command
 
-from data.sources import Choices, prepare
+from data.prepare import Choices, prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -31,10 +31,12 @@ from bcm.types import BCMError
 from data.cache import CachedSplit, cached_split
 from data.catalog import DATASETS
 from data.loader import Batch, Loader
-from data.shards import Manifest, Sample, write_manifest, write_split
-from pipelines.config import Config, ConfigError
-from pipelines.describe import describe
+from data.manifest import Manifest, write_manifest
+from data.prepare.pack import Sample, write_split
+from pipelines.config import Config
+from pipelines.errors import ConfigError
 from pipelines.recipes import FLOPS_PER_GPU, RECIPES, recipe
+from pipelines.training.describe import describe
 
 FULL = [name for name in RECIPES if not name.endswith("-smoke")]
 CLASSES = {"digits": 10, "cifar10": 10, "ffhq64": 1, "lsun-bedroom256": 1, "imagenet64": 1000}

@@ -13,10 +13,10 @@ from bcm.checkpoint import load_model
 from bcm.networks import build_network
 from bcm.precond import BCM
 from data.manifest import MANIFEST_NAME
-from pipelines import runs
-from pipelines.config import parse
+from pipelines.cli import parse
 from pipelines.recipes import recipe
 from pipelines.train import TrainOptions, plan, train
+from pipelines.training import run as runs
 
 
 @pytest.fixture

@@ -1,0 +1,186 @@
+"""The Ray of a command: the cluster that is given, or a private Ray of this machine that ends with the block.
+
+A private Ray asks every client for a random token, since Ray listens on all network interfaces and runs whatever it is
+sent. It ends its own processes only, by process id; Ray's `ray stop` ends everybody's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from cluster import interrupts, processes
+from cluster.addresses import require_listener
+from cluster.errors import ClusterError
+
+OBJECT_STORE_BYTES = 200 * 2**20
+"""Shared memory of one local node."""
+
+DRIVER_ENV = {
+    # Workers stay in the job's directory, so that relative paths and `import pipelines` work.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # The controller looks at the workers this often; a `ray.train.report` waits for the look. Ray's own is 2 s.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # Two busy cores may need longer than Ray's 60 s to import torch in every worker.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
+    # Otherwise every line a worker prints appears twice.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # Noise: every report of every rank, and a question to the dashboard a private Ray has not. Read at ray's import.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "Reporting training result|"
+    "Failed to query Ray Train Controller actor state|Found multiple active Ray instances",
+    # Without this Ray warns about GPUs in every process that asked for none.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+"""Defaults for what Ray reads from the environment of the process that calls it."""
+
+_PRIVATE_ENV = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # No node of a single machine is taken away with a warning.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray in the driver of a submitted job."""
+
+
+def in_job() -> bool:
+    """Whether this process is the driver of a submitted job."""
+    return IN_JOB in os.environ
+
+
+def is_given() -> bool:
+    """Whether the work is done by a cluster that is there already: of this job, or of RAY_ADDRESS."""
+    return in_job() or bool(os.environ.get("RAY_ADDRESS"))
+
+
+@contextmanager
+def connect(*, cpus: int | None = None, worker_logs: bool = True) -> Iterator[None]:
+    """Connect this process to Ray for the length of the block.
+
+    Inside a Ray job, and where RAY_ADDRESS names a cluster, it connects to that one. Otherwise it starts a private Ray
+    on this machine and ends it with the block, also on Ctrl-C and SIGTERM; then no process and no file of it is left.
+    After a kill -9 of this process its workers end at once, two small agents of Ray a minute later.
+
+    Args:
+        cpus: CPUs the private Ray believes to have; None means those of this machine.
+        worker_logs: print here what the workers print.
+
+    Raises:
+        ClusterError: RAY_ADDRESS names no cluster that answers.
+    """
+    given = is_given()
+    with (
+        interrupts.handlers_kept(),
+        environment(_unset(DRIVER_ENV if given else DRIVER_ENV | _PRIVATE_ENV)),
+        _connection(worker_logs) if given else _private_ray(cpus, worker_logs),
+    ):
+        yield
+
+
+def _unset(defaults: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in defaults.items() if name not in os.environ}
+
+
+@contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for the length of the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _connection(worker_logs: bool) -> Iterator[None]:
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS", "")
+    if "://" in address:
+        raise ClusterError(
+            f"RAY_ADDRESS is {address}, the address of a job server; submit the command there with "
+            "`ray job submit`, or set RAY_ADDRESS to the cluster's own host:port"
+        )
+    if address not in ("", "auto", "local"):
+        require_listener(address, "Ray cluster", "start it, or unset RAY_ADDRESS to work on this machine alone")
+    try:
+        ray.init(logging_level=logging.WARNING, log_to_driver=worker_logs)
+    except (ConnectionError, RuntimeError, TimeoutError) as error:
+        raise ClusterError(f"no Ray cluster answers at {address or 'the address of this job'}: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _private_ray(cpus: int | None, worker_logs: bool) -> Iterator[None]:
+    import ray
+
+    ask_for_token()
+    folder = processes.short_folder()
+    before = psutil.Process().children()
+    roots: list[psutil.Process] | None = None
+    try:
+        with environment({"RAY_TMPDIR": str(folder)}):
+            _start(cpus, worker_logs)
+        roots = processes.children_since(before)
+        _note_address(folder, ray.get_runtime_context().gcs_address)
+        interrupts.exit_on_sigterm()
+        yield
+    finally:
+        interrupts.ignore()
+        ours = processes.with_descendants(processes.children_since(before) if roots is None else roots)
+        ray.shutdown(wait_for_processes=True)
+        processes.end(ours)
+        processes.remove_folder(folder)
+
+
+def _start(cpus: int | None, worker_logs: bool) -> None:
+    import ray
+
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus or os.cpu_count(),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            logging_level=logging.WARNING,
+            log_to_driver=worker_logs,
+        )
+    except Exception as error:
+        raise ClusterError(f"Ray did not start on this machine: {error}") from error
+
+
+def _note_address(folder: Path, address: str) -> None:
+    """Tell Ray's own actors which cluster they are in.
+
+    Without the note, where another Ray runs on this machine, the actor that watches Ray Train's controller asks that
+    one, does not find the controller there, and takes a healthy training's resources away.
+    """
+    (folder / "ray" / "ray_current_cluster").write_text(address)
+
+
+def ask_for_token() -> None:
+    """Make Ray processes started from here demand a token, unless the user chose otherwise.
+
+    It stays the same for the life of this process, because Ray keeps what it read first.
+    """
+    from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore[reportAttributeAccessIssue]
+
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # Ray has read the mode at its import.
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()

@@ -1,0 +1,229 @@
+"""Images as files: in a folder at any URL, or in a zip file. Classes are the folders they lie in."""
+
+import re
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import BinaryIO
+
+from data import store
+from data.errors import DataError
+from data.order import permutation
+from data.prepare.layout import Encoded, Part
+from data.prepare.pixels import IMAGE_SUFFIXES, LARGEST_FILE
+from data.prepare.remote import open_seekable
+
+DEAL_SEED = 20240402
+"""Seed of the order in which images of several classes are dealt to shards, so that each shard holds all of them."""
+
+_MOST_HELD_OUT = 1000
+_READERS = 16
+_READ_AHEAD = 64
+_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_WORDS = re.compile(r"[a-z]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One image file.
+
+    Attributes:
+        name: Its path in the folder or zip file.
+        size: Its bytes.
+        label: Its class.
+        number: Its place among the files of its split, sorted by name.
+    """
+
+    name: str
+    size: int
+    label: int
+    number: int
+
+    def encoded(self, payload: bytes, root: str) -> Encoded:
+        """The item with its content."""
+        return Encoded(key=f"{self.number:08d}", payload=payload, label=self.label, where=f"{root}/{self.name}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderPart:
+    """Image files of a folder."""
+
+    root: str = field(repr=False)
+    items: tuple[Item, ...]
+
+    def entries(self, start: int, stop: int) -> Iterator[Encoded]:
+        """Its images; those of a server are read by several threads, as each takes a moment to answer."""
+        with ThreadPoolExecutor(max_workers=1 if store.is_local(self.root) else _READERS) as pool:
+            for first in range(start, stop, _READ_AHEAD):
+                group = self.items[first : min(first + _READ_AHEAD, stop)]
+                for item, payload in zip(group, pool.map(self._read, group), strict=True):
+                    yield item.encoded(payload, self.root)
+
+    def _read(self, item: Item) -> bytes:
+        return store.read_bytes(store.join(self.root, item.name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZipPart:
+    """Image files of a zip file."""
+
+    root: str = field(repr=False)
+    items: tuple[Item, ...]
+
+    def entries(self, start: int, stop: int) -> Iterator[Encoded]:
+        """Its images."""
+        with open_seekable(self.root) as file, open_zip(file, self.root) as archive:
+            for item in self.items[start:stop]:
+                yield item.encoded(read_member(archive, item.name, self.root), self.root)
+
+
+def open_zip(file: BinaryIO, where: str) -> zipfile.ZipFile:
+    """The zip file in an open file; anything else is a DataError."""
+    try:
+        return zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise DataError(f"{where} is not a whole zip file ({error}): download it again") from error
+
+
+def read_member(archive: zipfile.ZipFile, name: str, where: str) -> bytes:
+    """The content of one member, its checksum compared."""
+    try:
+        return archive.read(name)
+    except DataError:
+        raise
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, NotImplementedError, KeyError) as error:
+        raise DataError(f"{where}/{name} cannot be read ({error}): download the zip file again") from error
+    except Exception as error:  # zlib.error and lzma.LZMAError have no base but Exception
+        raise DataError(f"{where}/{name} is damaged ({error}): download the zip file again") from error
+
+
+def zip_listing(url: str) -> dict[str, int]:
+    """Bytes of each file in a zip file, by name, sorted."""
+    with open_seekable(url) as file, open_zip(file, url) as archive:
+        return {entry.filename: entry.file_size for entry in sorted(archive.infolist(), key=lambda e: e.filename)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sorted:
+    """Image files by split, in the order in which they go into shards."""
+
+    splits: Mapping[str, tuple[Item, ...]]
+    class_names: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def sort_out(listing: Mapping[str, int], root: str, *, labelled: bool, held_out: int | None) -> Sorted:
+    """Splits, classes and order of the images in a listing.
+
+    Folders called train, val or test at the top are the splits; without them the last images are the test split.
+
+    Args:
+        listing: Bytes of each file, by path.
+        root: Where that is, for messages.
+        labelled: Whether the folders below are classes; else all images are of one class.
+        held_out: Size of the test split where none is marked; None for a tenth, at most 1,000.
+    """
+    images = _images(listing, root)
+    splits = _by_split(images)
+    folders = sorted({folder for places in splits.values() for folder in places.values()}) if labelled else [""]
+    if "" in folders and len(folders) > 1:
+        loose = next(name for places in splits.values() for name, folder in places.items() if not folder)
+        raise DataError(
+            f"{root}/{loose} lies in no class folder, but others do, for example in {folders[1]!r}: "
+            "give each image a folder named after its class, or none"
+        )
+    labels = {folder: label for label, folder in enumerate(folders)}
+    found = {split: _items(places, labels, listing) for split, places in splits.items()}
+    return Sorted(
+        splits=_with_test(found, held_out),
+        class_names=tuple(folder or "all" for folder in folders),
+        notes=_left_out(listing, images),
+    )
+
+
+def _images(listing: Mapping[str, int], root: str) -> list[str]:
+    images = sorted(name for name in listing if _is_image(name))
+    if not images:
+        raise DataError(f"there are no images (PNG, JPEG, WebP, PPM, BMP) at {root}: check the path")
+    for name in images:
+        if not 0 < listing[name] <= LARGEST_FILE:
+            raise DataError(f"{root}/{name} has {listing[name]} bytes, not 1 to {LARGEST_FILE}: remove or replace it")
+    return images
+
+
+def _is_image(name: str) -> bool:
+    path = PurePosixPath(name)
+    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden
+
+
+def split_of(folder: str) -> str | None:
+    """The split that a name such as "bedroom_val" marks: train, val, test or none."""
+    return next((_SPLITS[word] for word in _WORDS.findall(folder.lower()) if word in _SPLITS), None)
+
+
+def _by_split(images: Sequence[str]) -> dict[str, dict[str, str]]:
+    """For each split its images, and the folder in which each lies: "" for none."""
+    paths = {name: name.split("/") for name in images}
+    while (tops := {path[0] if path[1:] else "" for path in paths.values()}) and len(tops) == 1:
+        (top,) = tops
+        if not top or split_of(top):
+            break
+        paths = {name: path[1:] for name, path in paths.items()}
+    marked = all(split_of(top) for top in tops)
+    splits: dict[str, dict[str, str]] = {}
+    for name, path in paths.items():
+        split = (split_of(path[0]) if marked else None) or "train"
+        below = path[1:] if marked else path
+        splits.setdefault(split, {})[name] = below[0] if below[1:] else ""
+    return splits
+
+
+def _items(places: Mapping[str, str], labels: Mapping[str, int], listing: Mapping[str, int]) -> tuple[Item, ...]:
+    """The items of a split; those of several classes in a fixed shuffled order."""
+    items = [
+        Item(name=name, size=listing[name], label=labels.get(folder, 0), number=number)
+        for number, (name, folder) in enumerate(places.items())
+    ]
+    if len(labels) == 1:
+        return tuple(items)
+    return tuple(items[place] for place in permutation(DEAL_SEED, 0, len(items)))
+
+
+def _with_test(found: Mapping[str, tuple[Item, ...]], held_out: int | None) -> dict[str, tuple[Item, ...]]:
+    """The splits, with one called test wherever there are images for it."""
+    splits = dict(found)
+    if "train" not in splits:
+        raise DataError(f"the images are all of the split {', '.join(splits)}: give the folder that holds train too")
+    if "val" in splits and "test" not in splits:
+        splits["test"] = splits.pop("val")
+    if "test" in splits:
+        return splits
+    train = splits["train"]
+    kept = len(train) - held_out_of(len(train), held_out)
+    splits |= {"train": train[:kept], "test": train[kept:]}
+    return {split: items for split, items in splits.items() if items}
+
+
+def held_out_of(count: int, wanted: int | None) -> int:
+    """Images of `count` that make up the test split where none is marked: by default a tenth, at most 1,000."""
+    if wanted is None:
+        return min(_MOST_HELD_OUT, count // 10)
+    if not 0 <= wanted < count:
+        raise DataError(f"{wanted} images cannot be held out of {count}: give a number from 0 to {count - 1}")
+    return wanted
+
+
+def _left_out(listing: Mapping[str, int], images: Sequence[str]) -> tuple[str, ...]:
+    others = sorted(set(listing) - set(images))
+    if not others:
+        return ()
+    return (f"left out {len(others)} files that are no images, for example {others[0]}",)
+
+
+def file_parts(kind: type[FolderPart | ZipPart], root: str, items: Sequence[Item], size: int) -> list[tuple[Part, int]]:
+    """The items as parts of `size` images, one for each shard."""
+    groups = [tuple(items[start : start + size]) for start in range(0, len(items), size)]
+    return [(kind(root=root, items=group), len(group)) for group in groups]

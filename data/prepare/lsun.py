@@ -1,0 +1,124 @@
+"""LSUN's lmdb databases: one per split, each value an image file. They are read where they lie, on a local disk."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from data import store
+from data.errors import DataError
+from data.prepare.files import held_out_of, split_of
+from data.prepare.layout import Encoded, Part
+from data.prepare.pixels import LARGEST_FILE
+
+_DATABASE = "data.mdb"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LmdbPart:
+    """Consecutive images of a database.
+
+    Attributes:
+        folder: The database.
+        key: Key of the first image.
+        number: Its place among all images.
+        entries_in_all: Images of the whole database.
+    """
+
+    folder: str = field(repr=False)
+    key: bytes
+    number: int
+    entries_in_all: int
+
+    def entries(self, start: int, stop: int) -> Iterator[Encoded]:
+        """Its images from `start` to `stop`, in the order of their keys."""
+        with _transaction(self.folder) as transaction:
+            cursor = transaction.cursor()
+            if not cursor.set_key(self.key):
+                raise DataError(f"{self.folder} lost the key {self.key!r} since it was listed: run the command again")
+            for place, (key, value) in enumerate(cursor.iternext(keys=True, values=True)):
+                if place >= stop:
+                    return
+                if place < start:
+                    continue
+                where = f"{self.folder}: {key.decode('ascii', 'replace')}"
+                if len(value) > LARGEST_FILE:
+                    raise DataError(f"{where} has {len(value)} bytes, more than the {LARGEST_FILE} that are read")
+                yield Encoded(key=f"{self.number + place:08d}", payload=value, label=0, where=where)
+
+
+def is_database(path: str) -> bool:
+    """Whether a file is the database of a folder, by its name."""
+    return PurePosixPath(path).name == _DATABASE
+
+
+def databases(
+    listing: Mapping[str, int], root: str, *, size: int, held_out: int | None
+) -> dict[str, list[tuple[Part, int]]]:
+    """The images of each split, as parts of `size` images, each for one shard.
+
+    A database with "val" or "test" in its folder's name is the test split; without one the last images are.
+    """
+    if not store.is_local(root):
+        raise DataError(f"{root} is not on this machine: an lmdb is read from a local disk only, so download it first")
+    folders: dict[str, str] = {}
+    for path in filter(is_database, listing):
+        folder = str(PurePosixPath(path).parent)
+        place = store.absolute(root if folder == "." else store.join(root, folder))
+        split = "train" if split_of(Path(place).name) in (None, "train") else "test"
+        if split in folders:
+            raise DataError(
+                f"{folders[split]} and {place} are both of the {split} split: give a folder with one of them"
+            )
+        folders[split] = place
+    if "train" not in folders:
+        raise DataError(f"{root} holds no training database, only {folders['test']}: give bedroom_train_lmdb too")
+    counts = {split: _count(place) for split, place in folders.items()}
+    kept = counts["train"] - (0 if "test" in folders else held_out_of(counts["train"], held_out))
+    found = {"train": _parts(folders["train"], 0, kept, size)}
+    if "test" in folders:
+        found["test"] = _parts(folders["test"], 0, counts["test"], size)
+    elif kept < counts["train"]:
+        found["test"] = _parts(folders["train"], kept, counts["train"], size)
+    return found
+
+
+def _count(folder: str) -> int:
+    with _transaction(folder) as transaction:
+        count = int(transaction.stat()["entries"])
+    if count < 1:
+        raise DataError(f"the lmdb {folder} is empty: download it again")
+    return count
+
+
+def _parts(folder: str, first: int, end: int, size: int) -> list[tuple[Part, int]]:
+    """Images `first` to `end` (not included) as parts of `size`; only keys are read, never a value."""
+    parts: list[tuple[Part, int]] = []
+    with _transaction(folder) as transaction:
+        total = int(transaction.stat()["entries"])
+        for place, key in enumerate(transaction.cursor().iternext(keys=True, values=False)):
+            if first <= place < end and (place - first) % size == 0:
+                part = LmdbPart(folder=folder, key=key, number=place, entries_in_all=total)
+                parts.append((part, min(size, end - place)))
+    return parts
+
+
+@contextmanager
+def _transaction(folder: str) -> Iterator[Any]:
+    """Reads one state of the database; nothing is written, not even a lock."""
+    try:
+        import lmdb
+    except ImportError as error:
+        raise DataError(
+            f"{folder} is an lmdb, and the package that reads it is not installed: pip install 'bcm[lsun]' or "
+            "pip install lmdb. Or export the images into a folder and give that"
+        ) from error
+    try:
+        with (
+            lmdb.open(folder, readonly=True, lock=False, readahead=False) as environment,
+            environment.begin() as transaction,
+        ):
+            yield transaction
+    except lmdb.Error as error:
+        raise DataError(f"cannot read the lmdb {folder} ({error}): download it again") from error

@@ -1,0 +1,110 @@
+"""The only user of fsspec: URL -> file system and the path inside it.
+
+A URL is a local path, `file://...`, `s3://bucket/path` or anything else that fsspec knows. Credentials and endpoints
+come from the environment alone (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...). No file system object is kept between calls,
+so nothing is carried across a fork.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import fsspec
+import pyarrow.fs
+
+from data.errors import DataError
+from data.store.failures import explained
+
+# Servers other than Amazon's refuse the newer checksum trailers, or answer a range with the checksum of the whole file.
+_S3_CONFIG: Mapping[str, Any] = {
+    "connect_timeout": 5,
+    "retries": {"total_max_attempts": 1},
+    "request_checksum_calculation": "when_required",
+    "response_checksum_validation": "when_required",
+}
+_WRITE_SECONDS = 15.0
+_READ_SECONDS = 5.0
+"""A server that sends nothing for so long is asked again."""
+
+_S3_PROTOCOLS = ("s3", "s3a")
+_BUCKET_STORES = (*_S3_PROTOCOLS, "gs", "gcs", "az", "abfs", "abfss", "adl")
+
+
+def _scheme(url: str) -> str:
+    return url.partition("://")[0].lower() if "://" in url else "file"
+
+
+def filesystem(url: str, silence: float = _WRITE_SECONDS) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The fsspec file system of a URL and the path inside it; `silence` is how long an S3 server may send nothing."""
+    if not url.strip():
+        raise DataError("the storage URL is empty: give a path or a URL such as s3://bucket/folder")
+    scheme = _scheme(url)
+    if "@" in urlsplit(url).netloc:
+        raise DataError(
+            f"the {scheme} URL holds credentials (a part before '@'): give them in the environment instead, for "
+            "example as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    if has_buckets(url) and not urlsplit(url).netloc:
+        raise DataError(f"{url} names no bucket: write {scheme}://bucket/folder")
+    if "::" in url:
+        raise DataError(f"{url} chains several file systems, which is not supported: give one plain URL")
+    options: dict[str, Any] = {}
+    if is_s3(url):
+        # Listings are never cached because other processes write too.
+        options = {"use_listings_cache": False, "config_kwargs": {**_S3_CONFIG, "read_timeout": silence}}
+    with explained("open", url):
+        return fsspec.core.url_to_fs(url, **options)
+
+
+def reader(url: str) -> tuple[Any, str]:
+    """What `filesystem` gives, for reading: it neither waits for long nor tries again, `data.store.retries` does."""
+    found: Any
+    found, path = filesystem(url, _READ_SECONDS)
+    if is_s3(url):
+        found.retries = 1
+    return found, path
+
+
+def is_s3(url: str) -> bool:
+    """Whether a URL is an S3 object."""
+    return _scheme(url) in _S3_PROTOCOLS
+
+
+def has_buckets(url: str) -> bool:
+    """Whether a URL is in an object store, which has buckets and no folders."""
+    return _scheme(url) in _BUCKET_STORES
+
+
+def is_local(url: str) -> bool:
+    """Whether a URL is a path on this machine."""
+    return _scheme(url) in ("file", "local")
+
+
+def absolute(url: str) -> str:
+    """A local path made absolute (without `file://`); any other URL as it is."""
+    return str(Path(filesystem(url)[1])) if is_local(url) else url
+
+
+def join(url: str, *parts: str) -> str:
+    """`url` with path parts added."""
+    if not url.strip():
+        raise DataError("the storage URL is empty: give a path or a URL such as s3://bucket/folder")
+    root = url if url.endswith("://") else url.rstrip("/") + "/"
+    return root + "/".join(part.strip("/") for part in parts)
+
+
+def arrow_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem | None, str]:
+    """What Ray's RunConfig wants: (None, absolute path) for a local path, else (file system, path inside it).
+
+    The file system pickles without credentials: each process that unpickles it reads them from its own environment.
+    """
+    if is_local(url):
+        return None, absolute(url)
+    found, path = filesystem(url)
+    if {"key", "secret", "token"} & set(found.storage_options):
+        raise DataError(
+            "fsspec's own settings (FSSPEC_S3_* or its configuration file) hold credentials, which would be written "
+            "into Ray's files: give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment instead"
+        )
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(found)), path

@@ -1,0 +1,53 @@
+"""The command line of every command: options, help, exit codes. The only user of tyro."""
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Annotated, NoReturn, TypeVar
+
+import tyro
+
+from pipelines.config import Config
+from pipelines.errors import USER_ERRORS
+
+T = TypeVar("T")
+
+Positional = Annotated[str, tyro.conf.Positional]
+"""An argument that is given without a name."""
+
+AT_TOP_LEVEL = tyro.conf.arg(name="")
+"""Annotates options whose parts stand at the top level of a command line: --train.seed, not --config.train.seed."""
+
+ConfigOptions = Annotated[Config, AT_TOP_LEVEL]
+"""A `Config` whose options stand at the top level of a command line."""
+
+
+def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
+    """Run a command line; a user error becomes one message and exit code 2, Ctrl-C and SIGTERM exit code 130."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        main(sys.argv[1:])
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped.", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+_MARKERS = (tyro.conf.AvoidSubcommands,)
+"""The recipe decides which kind of network it is."""
+
+
+def parse(kind: type[T], argv: Sequence[str], module: str, default: T | None = None) -> T:
+    """Parse a command's options; `--help` and mistakes are answered here, with exit code 0 and 2."""
+    prog = f"python -m pipelines.{module}"
+    if default is None:
+        return tyro.cli(kind, args=list(argv), prog=prog, config=_MARKERS)
+    return tyro.cli(kind, args=list(argv), prog=prog, default=default, config=_MARKERS)

@@ -1,0 +1,1 @@
+"""The MLflow room: nothing outside it knows MLflow."""

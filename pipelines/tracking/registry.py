@@ -1,0 +1,238 @@
+"""Registered models: safetensors, schedules and the code that serves them; the alias `champion` marks the best.
+
+Only this module, `tracking`, `metriclog` and `serving` know MLflow.
+"""
+
+import math
+import re
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import bcm
+from bcm.checkpoint import load_model
+from bcm.inference import Toolkit, check_task, load_toolkit, save_toolkit
+from bcm.timesteps import TimeSteps
+from pipelines.errors import TrackingError
+from pipelines.tracking import client as tracking
+from pipelines.tracking.client import redacted, reported
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.models import Model, ModelSignature
+    from mlflow.pyfunc import PyFuncModel
+
+CHAMPION = "champion"
+CHAMPION_SCORES = ("frechet_ratio_nfe1", "mse_nfe4")
+"""The scores that decide the champion, lower is better."""
+
+_CHECKPOINT = "checkpoint"
+_SCORE_TAG = "score."
+_REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch")
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A new model version."""
+
+    version: str
+    is_champion: bool
+    reason: str
+    """Why it became the champion or did not, with the scores that decided."""
+
+
+def register(
+    uri: str,
+    *,
+    name: str,
+    checkpoint_dir: Path,
+    schedules: Mapping[str, TimeSteps],
+    scores: Mapping[str, float],
+    run_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    ema_rate: float | None = None,
+) -> Registered:
+    """Register the averaged weights of a checkpoint as a new version of the model `name`.
+
+    Args:
+        uri: from `tracking.resolve_uri`.
+        name: name of the registered model; made when needed.
+        checkpoint_dir: a finished checkpoint.
+        schedules: time steps by name, such as `sample-1` or `invert-4`.
+        scores: results of the evaluation; `CHAMPION_SCORES` decide whether it becomes the champion.
+        run_id: the run it was trained and evaluated in; without one, a run is made and the scores are logged there.
+        tags: of the version.
+        ema_rate: which average of the checkpoint's; by default the first, which serves.
+
+    Raises:
+        TrackingError: MLflow does not answer or refuses.
+        BCMError: the checkpoint or a schedule is wrong, or the model makes no samples; nothing was registered then.
+    """
+    model, info = load_model(checkpoint_dir, ema_rate=ema_rate)
+    toolkit = Toolkit.of(model, info, schedules)
+    check_task(toolkit, "sample")
+    client = tracking.connect(uri)
+    run = run_id or tracking.start_run(uri, experiment=name, name="register", params={}, tags={})
+    if run_id is None:
+        tracking.log_scores(uri, run, scores, info.k)
+    all_tags = {**(tags or {}), **{f"{_SCORE_TAG}{key}": repr(float(score)) for key, score in scores.items()}}
+    with reported(uri, f"the model {name!r} cannot be registered"), tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / _CHECKPOINT
+        save_toolkit(checkpoint, toolkit, info.extra)
+        version = _create_version(client, name, checkpoint, run, all_tags)
+        is_champion, reason = _judge(client, name, scores)
+        if is_champion:
+            client.set_registered_model_alias(name, CHAMPION, version)
+    if run_id is None:
+        tracking.finish_run(uri, run, "FINISHED")
+    return Registered(version, is_champion, reason)
+
+
+def load(uri: str, reference: str) -> "PyFuncModel":
+    """The model that `reference` names, such as `models:/bcm-digits@champion`, ready to predict; this runs its code."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = _download(uri, reference, "", folder)
+        with reported(uri, f"{reference} cannot be loaded"):
+            import mlflow.pyfunc
+
+            return mlflow.pyfunc.load_model(str(path))
+
+
+def toolkit_of(uri: str, reference: str, device: str = "cpu") -> Toolkit:
+    """Weights and schedules of the model that `reference` names; none of its code is run."""
+    with tempfile.TemporaryDirectory() as folder:
+        return load_toolkit(_download(uri, reference, f"artifacts/{_CHECKPOINT}", folder), device)
+
+
+def _save_pyfunc(path: Path, checkpoint: Path, mlflow_model: "Model") -> None:
+    """Write a model in MLflow's format that serves where the project is not installed."""
+    import mlflow.pyfunc
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*input example", UserWarning)
+        mlflow.pyfunc.save_model(
+            path,
+            python_model=str(Path(__file__).with_name("serving.py")),
+            artifacts={"model": str(checkpoint)},
+            code_paths=[str(Path(bcm.__file__).parent)],
+            pip_requirements=[f"{package}=={_public(installed_version(package))}" for package in _REQUIREMENTS],
+            signature=_signature(),
+            mlflow_model=mlflow_model,
+        )
+
+
+def _public(version: str) -> str:
+    """The version without its local part: 2.13.0+cpu is known to one index alone."""
+    return version.split("+")[0]
+
+
+def _signature() -> "ModelSignature":
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+    return ModelSignature(
+        inputs=Schema(
+            [
+                ColSpec("long", "seed"),
+                ColSpec("string", "image", required=False),
+                ColSpec("long", "label", required=False),
+            ]
+        ),
+        outputs=Schema([ColSpec("string", column, required=False) for column in ("image", "noise", "shape")]),
+        params=ParamSchema([ParamSpec("task", "string", "generate"), ParamSpec("nfe", "long", 0)]),
+    )
+
+
+def _create_version(client: "MlflowClient", name: str, checkpoint: Path, run_id: str, tags: dict[str, str]) -> str:
+    """Store a model whole, then give it the next version number of `name`."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.models import Model
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    stored = client.create_logged_model(client.get_run(run_id).info.experiment_id, name, run_id)
+    path = checkpoint.with_name("model")
+    _save_pyfunc(path, checkpoint, Model(stored.artifact_location, run_id, model_id=stored.model_id))
+    client.log_model_artifacts(stored.model_id, str(path))
+    client.finalize_logged_model(stored.model_id, "READY")
+    version = client.create_model_version(name, stored.artifact_location, run_id, tags, model_id=stored.model_id)
+    return str(version.version)
+
+
+def _judge(client: "MlflowClient", name: str, scores: Mapping[str, float]) -> tuple[bool, str]:
+    """Whether a version with these scores is to be the champion, and why."""
+    aliases = client.get_registered_model(name).aliases
+    if CHAMPION not in aliases:
+        return True, f"{name} had no champion"
+    champion = client.get_model_version(name, str(aliases[CHAMPION]))
+    rival = f"the champion, version {champion.version}"
+    pairs = [
+        (key, _worst_if_nan(scores[key]), _worst_if_nan(float(champion.tags[_SCORE_TAG + key])))
+        for key in CHAMPION_SCORES
+        if key in scores and _SCORE_TAG + key in champion.tags
+    ]
+    scored = [key for key in CHAMPION_SCORES if _SCORE_TAG + key in champion.tags]
+    if not scored and any(key in scores for key in CHAMPION_SCORES):
+        return True, f"{rival}, was never scored"
+    if not pairs:
+        return False, f"none of {', '.join(CHAMPION_SCORES)} is known of both it and {rival}"
+    compared = ", ".join(f"{key} {new:.4g} against {old:.4g}" for key, new, old in pairs)
+    if any(new > old for _, new, old in pairs):
+        return False, f"worse than {rival}: {compared}"
+    if all(new == old for _, new, old in pairs):
+        return False, f"no better than {rival}: {compared}"
+    return True, f"better than {rival}: {compared}"
+
+
+def _worst_if_nan(score: float) -> float:
+    return math.inf if math.isnan(score) else score
+
+
+def _download(uri: str, reference: str, path: str, folder: str) -> Path:
+    """Fetch the files of a registered model below `path` into `folder`; where they are."""
+    client = tracking.connect(uri)
+    found = _find(client, uri, reference)
+    with reported(uri, f"{reference} cannot be fetched"):
+        import mlflow.artifacts
+
+        # A models:/ URI would be resolved with MLflow's global tracking URI.
+        root = client.get_model_version_download_uri(found.name, found.version)
+        files = f"{root}/{path}".rstrip("/")
+        return Path(mlflow.artifacts.download_artifacts(files, dst_path=folder, tracking_uri=uri, registry_uri=uri))
+
+
+def _find(client: "MlflowClient", uri: str, reference: str) -> "ModelVersion":
+    from mlflow.exceptions import MlflowException
+
+    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", reference)
+    if match is None:
+        raise TrackingError(f"{reference!r} names no model; write models:/<name>@<alias> or models:/<name>/<version>.")
+    name, alias, number = match.groups()
+    with reported(uri, f"{reference} cannot be looked up"):
+        try:
+            return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+        raise TrackingError(
+            f"MLflow at {redacted(uri)} has no {reference}; it has {_known(client)}. "
+            f"Choose one of these, register the model, or set {tracking.URI_VARIABLE} to the store that has it."
+        )
+
+
+def _known(client: "MlflowClient") -> str:
+    """The references that exist, for a message."""
+    references: list[str] = []
+    for model in client.search_registered_models(max_results=20):
+        versions = client.search_model_versions(f"name='{model.name}'", max_results=20)
+        references += [f"models:/{model.name}@{alias}" for alias in model.aliases]
+        references += [f"models:/{model.name}/{version.version}" for version in versions]
+    return ", ".join(references) or "no registered model"

@@ -1,0 +1,1 @@
+"""Training runs: what is checked before, the launch, the worker, the record."""
