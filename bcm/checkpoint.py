@@ -1,7 +1,7 @@
 """Checkpoints: a directory of safetensors and JSON, never pickle.
 
-`checkpoint.json` is written last and names every other file with its SHA-256, so a directory that was not finished
-or was changed is never taken for a checkpoint.
+`checkpoint.json`, the index, is written last and names every other file with its SHA-256, so a directory that was not
+finished or was changed is never taken for a checkpoint.
 """
 
 import hashlib
@@ -9,109 +9,161 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 
-from bcm.networks import NetworkConfig, build_network, network_from_dict, network_to_dict
+from bcm import strict
+from bcm.networks import NetworkConfig, build_network
 from bcm.precond import BCM
 from bcm.training import TrainState
 from bcm.types import BCMError
 
-FORMAT = {"format": "bcm-checkpoint", "version": 1}
 INDEX = "checkpoint.json"
 
 
-@dataclass(frozen=True)
-class CheckpointInfo:
-    """What a checkpoint says of itself."""
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """What a checkpoint says of itself, in `checkpoint.json`."""
 
     k: int
     """Training iterations done."""
     network: NetworkConfig
     sigma_data: float
-    skipped: tuple[int, int]
-    """Steps skipped for non-finite gradients: in all, and in a row now."""
-    ema_rates: tuple[float, ...]
-    """mu_EMA of each average, the serving one first; empty where that was not noted."""
-    extra: dict[str, Any]
-    """Whatever the writer noted: config, dataset, code version. JSON only."""
+    objective: str
+    """What the weights were trained for, a name in `bcm.objectives.OBJECTIVES`; "" where that is not known."""
+    skipped: int = 0
+    """Steps skipped for non-finite gradients, in all."""
+    skipped_in_a_row: int = 0
+    """The same, in a row now."""
+    ema_rates: tuple[float, ...] = ()
+    """mu_EMA of each average, the serving one first; empty for a model that stands for inference alone."""
+    files: Mapping[str, str]
+    """SHA-256 of each other file, by name."""
+    format: Literal["bcm-checkpoint"] = "bcm-checkpoint"
+    version: Literal[2] = 2
+
+    def average(self, ema_rate: float | None = None) -> str:
+        """Name of the file with the averaged weights of a rate; without one, of the average that serves."""
+        if ema_rate is not None and ema_rate not in self.ema_rates:
+            raise BCMError(f"this checkpoint holds averages of rates {self.ema_rates}, none of {ema_rate}.")
+        return _average_file(0 if ema_rate is None else self.ema_rates.index(ema_rate))
 
 
 def save_checkpoint(
-    directory: Path, state: TrainState, network: NetworkConfig, extra: Mapping[str, Any] | None = None
+    directory: Path, state: TrainState, network: NetworkConfig, attachments: Mapping[str, bytes] | None = None
 ) -> None:
-    """Write weights, averages, optimizer and progress of `state`; `network` rebuilds the architecture."""
-    optimizer = {
+    """Write weights, averages, optimizer and progress of `state`.
+
+    Args:
+        directory: where to; made if need be.
+        state: what to save.
+        network: rebuilds the architecture.
+        attachments: other files by name, such as what the writer notes of the run; they are read with `attachment`.
+    """
+    moments = {
         f"{index}.{name}": value.contiguous()
         for index, entry in state.optimizer.state_dict()["state"].items()
         for name, value in entry.items()
     }
     averages = {_average_file(i): _tensors(average.model) for i, average in enumerate(state.averages)}
-    tensors = {"model": _tensors(state.model), **averages, "optimizer": optimizer}
-    progress = {"k": state.k, "skipped": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
-    progress |= {"ema_rates": [average.rate for average in state.averages]}
-    _write(directory, tensors, {**_describe(state.model, network), **progress, "extra": dict(extra or {})})
+    index = Index(
+        k=state.k,
+        network=network,
+        sigma_data=state.model.sigma_data,
+        objective=state.objective,
+        skipped=state.skipped,
+        skipped_in_a_row=state.skipped_in_a_row,
+        ema_rates=tuple(average.rate for average in state.averages),
+        files={},
+    )
+    tensors = {_MODEL: _tensors(state.model), **averages, _OPTIMIZER: moments}
+    _write(directory, index, tensors, attachments or {})
 
 
-def load_checkpoint(directory: Path, state: TrainState, network: NetworkConfig) -> CheckpointInfo:
+def load_checkpoint(directory: Path, state: TrainState, network: NetworkConfig) -> Index:
     """Continue from `directory`, bit for bit; another architecture or other EMA rates are an error."""
-    index = _read_index(directory)
-    info = _info(directory, index)
-    _check_architecture(directory, info.network, network)
-    _check_rates(directory, info.ema_rates, tuple(average.rate for average in state.averages))
-    _load_weights(directory, index, "model", state.model)
+    index = local_index(directory)
+    _check_architecture(directory, index.network, network)
+    rates = tuple(average.rate for average in state.averages)
+    if index.ema_rates != rates and (index.ema_rates or len(rates) > 1):
+        raise BCMError(
+            f"checkpoint {directory} holds averages of rates {index.ema_rates}, not {rates}. Set train.ema-rates to "
+            "what it was trained with."
+        )
+    _load_weights(directory, index, _MODEL, state.model)
     for i, average in enumerate(state.averages):
         _load_weights(directory, index, _average_file(i), average.model)
-    flat = _read(directory, index, "optimizer")
     moments: dict[int, dict[str, Tensor]] = {}
     parameters = list(state.model.parameters())
-    for name, value in flat.items():
+    for name, value in _read(directory, index, _OPTIMIZER).items():
         position, key = name.split(".", 1)
         moments.setdefault(int(position), {})[key] = _laid_out(value, parameters[int(position)])
     state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": moments})
-    state.k = info.k
-    state.skipped, state.skipped_in_a_row = info.skipped
-    return info
+    state.k, state.skipped, state.skipped_in_a_row = index.k, index.skipped, index.skipped_in_a_row
+    return index
 
 
-def save_model(directory: Path, model: BCM, network: NetworkConfig, k: int, extra: Mapping[str, Any]) -> None:
+def save_model(
+    directory: Path,
+    model: BCM,
+    network: NetworkConfig,
+    *,
+    k: int,
+    objective: str,
+    attachments: Mapping[str, bytes] | None = None,
+) -> None:
     """Write a model for inference alone: its weights stand as the average."""
-    _write(directory, {"ema": _tensors(model)}, {**_describe(model, network), "k": k, "extra": dict(extra)})
+    index = Index(k=k, network=network, sigma_data=model.sigma_data, objective=objective, files={})
+    _write(directory, index, {_average_file(0): _tensors(model)}, attachments or {})
 
 
-def load_model(
-    directory: Path, device: torch.device | str = "cpu", ema_rate: float | None = None
-) -> tuple[BCM, CheckpointInfo]:
+def load_model(directory: Path, device: torch.device | str = "cpu", ema_rate: float | None = None) -> tuple[BCM, Index]:
     """The model to use for inference (EMA weights, eval mode), and what its checkpoint says.
 
-    `ema_rate` chooses one of several averages; without it, the one that serves.
+    Of the checkpoint's files it reads the index and `Index.average(ema_rate)` alone. `ema_rate` chooses one of several
+    averages; without it, the one that serves.
     """
-    index = _read_index(directory)
-    info = _info(directory, index)
-    if ema_rate is not None and ema_rate not in info.ema_rates:
-        raise BCMError(f"checkpoint {directory} holds averages of rates {info.ema_rates}, none of {ema_rate}.")
-    model = BCM(build_network(info.network), info.sigma_data)
-    _load_weights(directory, index, _average_file(0 if ema_rate is None else info.ema_rates.index(ema_rate)), model)
-    return model.to(device).eval().requires_grad_(False), info
+    index = local_index(directory)
+    model = BCM(build_network(index.network), index.sigma_data)
+    _load_weights(directory, index, index.average(ema_rate), model)
+    return model.to(device).eval().requires_grad_(False), index
+
+
+def read_index(text: str | bytes, where: str) -> Index:
+    """The index in a JSON text that stands at `where`; what is wrong with it is a `BCMError`."""
+    return strict.read(Index, text, where)
+
+
+def local_index(directory: Path) -> Index:
+    """The index of the checkpoint in a local directory."""
+    path = directory / INDEX
+    try:
+        return read_index(path.read_bytes(), str(path))
+    except FileNotFoundError as error:
+        raise BCMError(f"{directory} is no finished checkpoint: {INDEX} is missing. Choose another.") from error
+
+
+def attachment(directory: Path, name: str) -> bytes:
+    """The attached file called `name`, its SHA-256 compared."""
+    return _verified(directory, local_index(directory), name).read_bytes()
 
 
 def verify_files(directory: Path) -> None:
     """Raise `BCMError` unless every file that the index names is there with its SHA-256."""
-    index = _read_index(directory)
-    for name in dict(index.get("files") or {}):
-        _read(directory, index, name)
+    index = local_index(directory)
+    for name in index.files:
+        _verified(directory, index, name)
+
+
+_MODEL, _OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 
 
 def _average_file(index: int) -> str:
-    return f"ema{index}" if index else "ema"
-
-
-def _describe(model: BCM, network: NetworkConfig) -> dict[str, Any]:
-    return {"network": network_to_dict(network), "sigma_data": model.sigma_data}
+    return f"ema{index or ''}.safetensors"
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -124,43 +176,24 @@ def _laid_out(value: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like, dtype=value.dtype, device=value.device).copy_(value) if same else value
 
 
-def _write(directory: Path, tensors: Mapping[str, dict[str, Tensor]], index: dict[str, Any]) -> None:
+def _write(
+    directory: Path, index: Index, tensors: Mapping[str, dict[str, Tensor]], attachments: Mapping[str, bytes]
+) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / INDEX).unlink(missing_ok=True)
     for name, group in tensors.items():
-        save_file(group, directory / f"{name}.safetensors")
-    files = {name: _sha256(directory / f"{name}.safetensors") for name in tensors}
+        save_file(group, directory / name)
+    for name, content in attachments.items():
+        (directory / name).write_bytes(content)
+    files = {name: _sha256(directory / name) for name in (*tensors, *attachments)}
     partial = directory / f"{INDEX}.partial"
-    partial.write_text(json.dumps({**FORMAT, **index, "files": files}, indent=1))
+    partial.write_text(json.dumps({**strict.dump(index), "files": files}, indent=1))
     partial.rename(directory / INDEX)
 
 
-def _read_index(directory: Path) -> dict[str, Any]:
-    path = directory / INDEX
-    try:
-        index = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise BCMError(f"{directory} is no finished checkpoint: {INDEX} is missing. Choose another.") from error
-    except ValueError as error:
-        raise BCMError(f"{path} is damaged ({error}). Choose another checkpoint.") from error
-    if not isinstance(index, dict) or {name: cast(Any, index).get(name) for name in FORMAT} != FORMAT:
-        raise BCMError(f"{path} is not of format {FORMAT['format']} version {FORMAT['version']}.")
-    return cast(dict[str, Any], index)
-
-
-def _info(directory: Path, index: dict[str, Any]) -> CheckpointInfo:
-    try:
-        network = network_from_dict(index["network"])
-        skipped = int(index.get("skipped", 0)), int(index.get("skipped_in_a_row", 0))
-        rates = tuple(float(rate) for rate in index.get("ema_rates", ()))
-        sigma_data, extra = float(index["sigma_data"]), dict(index["extra"])
-        return CheckpointInfo(int(index["k"]), network, sigma_data, skipped, rates, extra)
-    except (KeyError, TypeError, ValueError) as error:
-        raise BCMError(f"{directory / INDEX}: {error}.") from error
-
-
-def _check_architecture(directory: Path, found: NetworkConfig, wanted: NetworkConfig) -> None:
-    a, b = network_to_dict(found), network_to_dict(wanted)
+def _check_architecture(directory: Path, stored: NetworkConfig, wanted: NetworkConfig) -> None:
+    a: dict[str, Any] = strict.dump(stored)
+    b: dict[str, Any] = strict.dump(wanted)
     differing = [f"{key} is {a.get(key)}, not {b.get(key)}" for key in {**a, **b} if a.get(key) != b.get(key)]
     if differing:
         raise BCMError(
@@ -169,35 +202,30 @@ def _check_architecture(directory: Path, found: NetworkConfig, wanted: NetworkCo
         )
 
 
-def _check_rates(directory: Path, found: tuple[float, ...], wanted: tuple[float, ...]) -> None:
-    """Averages of other rates cannot go on; a checkpoint that notes none has the one it was trained with."""
-    if found != wanted and (found or len(wanted) > 1):
-        raise BCMError(
-            f"checkpoint {directory} holds averages of rates {found}, not {wanted}. Set train.ema-rates to what it "
-            "was trained with."
-        )
-
-
-def _read(directory: Path, index: dict[str, Any], name: str) -> dict[str, Tensor]:
-    path = directory / f"{name}.safetensors"
-    files = index.get("files")
-    expected = cast(dict[str, Any], files).get(name) if isinstance(files, dict) else None
-    if expected is None:
+def _verified(directory: Path, index: Index, name: str) -> Path:
+    """The path of a file that the index names, if it has the SHA-256 it must have."""
+    path = directory / name
+    if name not in index.files:
         raise BCMError(f"checkpoint {directory} holds no {name} (it was saved for inference alone).")
-    if not path.is_file() or _sha256(path) != expected:
+    if not path.is_file() or _sha256(path) != index.files[name]:
         raise BCMError(f"{path} is missing or does not match the SHA-256 in {INDEX}. Choose another checkpoint.")
+    return path
+
+
+def _read(directory: Path, index: Index, name: str) -> dict[str, Tensor]:
+    path = _verified(directory, index, name)
     try:
         return load_file(path)
     except SafetensorError as error:
         raise BCMError(f"{path} cannot be read: {error}.") from error
 
 
-def _load_weights(directory: Path, index: dict[str, Any], name: str, module: nn.Module) -> None:
+def _load_weights(directory: Path, index: Index, name: str, module: nn.Module) -> None:
     try:
         module.load_state_dict(_read(directory, index, name))
     except RuntimeError as error:
         first = " ".join(str(error).split())[:300]
-        raise BCMError(f"{directory / name}.safetensors does not fit the network: {first} ...") from error
+        raise BCMError(f"{directory / name} does not fit the network: {first} ...") from error
 
 
 def _sha256(path: Path) -> str:

@@ -7,34 +7,19 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from bcm import inversion, rng, samplers
-from bcm.checkpoint import CheckpointInfo, load_model, save_model
-from bcm.networks import ADMConfig, NetworkConfig
+from bcm import inversion, rng, samplers, strict
+from bcm.checkpoint import Index, load_model, save_model
+from bcm.networks import NetworkConfig
 from bcm.precond import BCM
-from bcm.timesteps import (
-    CONSISTENCY_CIFAR10,
-    CONSISTENCY_IMAGENET64,
-    PAPER_CIFAR10,
-    PAPER_CIFAR10_DEEP,
-    PAPER_IMAGENET64,
-    Ancestral,
-    Inversion,
-    Multistep,
-    TimeSteps,
-    from_dict,
-    to_dict,
-)
+from bcm.timesteps import Ancestral, Inversion, Multistep, TimeSteps
 from bcm.types import BCMError, Images, Labels
 
 SCHEDULES = "schedules.json"
-
-DEEP = 8
-"""Residual blocks a level of the deep NCSN++, which has time steps of its own."""
 
 Task = Literal["sample", "invert"]
 
@@ -51,8 +36,8 @@ class Toolkit:
     """Training iterations behind the weights."""
     schedules: Mapping[str, TimeSteps]
     """Time steps by task and NFE, such as `sample-1` or `invert-4`."""
-    denoiser: bool = False
-    """Whether f gives the mean of all images that x_t may come from (objective `edm`), and so no sample."""
+    objective: str = ""
+    """What the weights were trained for, a name in `bcm.objectives.OBJECTIVES`; "" where that is not known."""
 
     def __post_init__(self) -> None:
         """Check that each schedule does what its name says, and that the model can follow it."""
@@ -67,56 +52,53 @@ class Toolkit:
                 )
 
     @staticmethod
-    def of(model: BCM, info: CheckpointInfo, schedules: Mapping[str, TimeSteps]) -> "Toolkit":
+    def of(model: BCM, index: Index, schedules: Mapping[str, TimeSteps]) -> "Toolkit":
         """A model as `load_model` gives it, with these time steps."""
-        return Toolkit(
-            model=model, network=info.network, k=info.k, schedules=schedules, denoiser=objective_of(info) == "edm"
-        )
+        return Toolkit(model=model, network=index.network, k=index.k, schedules=schedules, objective=index.objective)
+
+    @property
+    def denoiser(self) -> bool:
+        """Whether f gives the mean of all images that x_t may come from (objective `edm`), and so no sample."""
+        return self.objective == "edm"
 
 
 def _to_0_alone(steps: TimeSteps) -> bool:
     return isinstance(steps, Multistep) or (isinstance(steps, Ancestral) and steps.nfe == 1)
 
 
-def objective_of(info: CheckpointInfo) -> str:
-    """What the weights were trained for, noted in the checkpoint by training or import; "" where it is not."""
-    config = info.extra.get("config", {})
-    return str(info.extra.get("objective") or config.get("train", {}).get("objective", ""))
-
-
-def paper_schedules(network: NetworkConfig) -> Mapping[str, TimeSteps]:
-    """The published time steps of the model nearest to `network`: ImageNet-64's for ADM, else CIFAR-10's."""
-    adm = isinstance(network, ADMConfig)
-    if network.times == 1:
-        return CONSISTENCY_IMAGENET64 if adm else CONSISTENCY_CIFAR10
-    if adm:
-        return PAPER_IMAGENET64
-    return PAPER_CIFAR10_DEEP if network.blocks >= DEEP else PAPER_CIFAR10
-
-
-def save_toolkit(directory: Path, toolkit: Toolkit, extra: Mapping[str, Any] | None = None) -> None:
-    """Write weights, architecture and schedules for inference alone: safetensors and JSON."""
+def save_toolkit(directory: Path, toolkit: Toolkit, attachments: Mapping[str, bytes] | None = None) -> None:
+    """Write weights, architecture and schedules for inference alone: safetensors and JSON, and other files by name."""
     directory.mkdir(parents=True, exist_ok=True)
-    entries = {name: to_dict(steps) for name, steps in toolkit.schedules.items()}
-    (directory / SCHEDULES).write_text(json.dumps(entries, indent=1))
-    save_model(directory, toolkit.model, toolkit.network, toolkit.k, extra or {})
+    (directory / SCHEDULES).write_text(json.dumps(dump_schedules(toolkit.schedules), indent=1))
+    save_model(
+        directory,
+        toolkit.model,
+        toolkit.network,
+        k=toolkit.k,
+        objective=toolkit.objective,
+        attachments=attachments,
+    )
 
 
 def load_toolkit(directory: Path, device: torch.device | str = "cpu") -> Toolkit:
     """The inverse of `save_toolkit`; a missing, damaged or wrong file raises `BCMError`."""
-    model, info = load_model(directory, device)
-    return Toolkit.of(model, info, read_schedules(directory / SCHEDULES))
-
-
-def read_schedules(path: Path) -> dict[str, TimeSteps]:
-    """The schedules in a JSON file, by name."""
+    model, index = load_model(directory, device)
+    path = directory / SCHEDULES
     try:
-        entries = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        text = path.read_bytes()
+    except OSError as error:
         raise BCMError(f"the schedules in {path} cannot be read: {error}.") from error
-    if not isinstance(entries, dict) or not all(isinstance(v, dict) for v in cast(dict[str, Any], entries).values()):
-        raise BCMError(f"{path} does not hold schedules by name.")
-    return {name: from_dict(entry) for name, entry in cast(dict[str, dict[str, Any]], entries).items()}
+    return Toolkit.of(model, index, read_schedules(text, str(path)))
+
+
+def read_schedules(text: str | bytes, where: str) -> dict[str, TimeSteps]:
+    """The schedules in a JSON text that stands at `where`, by name; what is wrong with them is a `BCMError`."""
+    return strict.read(dict[str, TimeSteps], text, where)
+
+
+def dump_schedules(schedules: Mapping[str, TimeSteps]) -> dict[str, Any]:
+    """The inverse of `read_schedules`, up to the text."""
+    return strict.dump(dict(schedules), dict[str, TimeSteps])
 
 
 def choose(schedules: Mapping[str, TimeSteps], task: Task, nfe: int = 0) -> TimeSteps:
@@ -139,7 +121,7 @@ def check_task(toolkit: Toolkit, task: Task) -> None:
     if task == "invert" and toolkit.network.times == 1:
         raise BCMError(
             "this model has no inverse direction: it reads one time and only maps noise to images. "
-            "Invert and reconstruct with a bidirectional model; pipelines.finetune makes one of it."
+            "Invert and reconstruct with a bidirectional model; pipelines.train --init makes one of it."
         )
 
 

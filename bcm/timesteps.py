@@ -1,15 +1,18 @@
 """The time steps of sampling and inversion: small values that know their NFE and are stored as JSON with a model."""
 
 import itertools
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Discriminator
 
 from bcm.schedule import T_MAX, T_MIN
-from bcm.types import BCMError, tuples
+from bcm.types import BCMError
 
 
-def _check_rising(kind: str, times: tuple[Any, ...], at_least: int) -> None:
-    if len(times) < at_least or not all(isinstance(t, float | int) for t in times):
+def _check_rising(kind: str, times: tuple[float, ...], at_least: int) -> None:
+    if len(times) < at_least:
         raise BCMError(f"{kind}: {times} must be at least {at_least} numbers.")
     for earlier, later in itertools.pairwise(times):
         if not earlier < later:
@@ -30,12 +33,13 @@ def _check_noise_scales(kind: str, scales: tuple[float, ...], times: tuple[float
 class Ancestral:
     """Time steps of Algorithm 2; with two times it is one-step sampling."""
 
+    kind: Literal["ancestral"] = "ancestral"
     times: tuple[float, ...] = (T_MIN, T_MAX)
     """t_0 < t_1 < ... < t_N = T, where t_0 stands for time 0."""
 
     def __post_init__(self) -> None:
         """Check order and range."""
-        _check_rising("ancestral", self.times, at_least=2)
+        _check_rising(self.kind, self.times, at_least=2)
 
     @property
     def nfe(self) -> int:
@@ -47,6 +51,7 @@ class Ancestral:
 class Zigzag:
     """Time steps of Algorithm 3."""
 
+    kind: Literal["zigzag"] = "zigzag"
     times: tuple[float, ...]
     """t_1 < ... < t_N = T."""
     noise_scales: tuple[float, ...]
@@ -56,8 +61,8 @@ class Zigzag:
 
     def __post_init__(self) -> None:
         """Check order and range."""
-        _check_rising("zigzag", (self.t_min, *self.times), at_least=2)
-        _check_noise_scales("zigzag", self.noise_scales, self.times, self.t_min)
+        _check_rising(self.kind, (self.t_min, *self.times), at_least=2)
+        _check_noise_scales(self.kind, self.noise_scales, self.times, self.t_min)
 
     @property
     def nfe(self) -> int:
@@ -69,6 +74,7 @@ class Zigzag:
 class Combined:
     """Time steps of Algorithm 4: ancestral down to tau_M = t_1, zigzag from there."""
 
+    kind: Literal["combined"] = "combined"
     times: tuple[float, ...]
     """t_1 < ... < t_N = T, the ancestral steps."""
     zigzag_times: tuple[float, ...]
@@ -80,10 +86,10 @@ class Combined:
 
     def __post_init__(self) -> None:
         """Check order and range."""
-        _check_rising("combined", (self.t_min, *self.zigzag_times, *self.times), at_least=3)
+        _check_rising(self.kind, (self.t_min, *self.zigzag_times, *self.times), at_least=3)
         if len(self.times) < 2:
             raise BCMError(f"combined: times {self.times} need at least t_1 < T.")
-        _check_noise_scales("combined", self.noise_scales, (*self.zigzag_times, self.times[0]), self.t_min)
+        _check_noise_scales(self.kind, self.noise_scales, (*self.zigzag_times, self.times[0]), self.t_min)
 
     @property
     def nfe(self) -> int:
@@ -95,12 +101,13 @@ class Combined:
 class Inversion:
     """Time steps of Algorithm 5."""
 
+    kind: Literal["inversion"] = "inversion"
     times: tuple[float, ...]
     """epsilon = t_1 < ... < t_N <= T; t_1 is also the scale of the noise added to the image."""
 
     def __post_init__(self) -> None:
         """Check order and range."""
-        _check_rising("inversion", self.times, at_least=2)
+        _check_rising(self.kind, self.times, at_least=2)
 
     @property
     def nfe(self) -> int:
@@ -112,6 +119,7 @@ class Inversion:
 class Multistep:
     """Time steps of a consistency model's multistep sampling (Song et al. 2023); with one time it is one step."""
 
+    kind: Literal["multistep"] = "multistep"
     times: tuple[float, ...]
     """The mid times in rising order, then T; each but T is also the scale of the noise added there."""
     t_min: float = T_MIN
@@ -119,7 +127,7 @@ class Multistep:
 
     def __post_init__(self) -> None:
         """Check order and range."""
-        _check_rising("multistep", (self.t_min, *self.times), at_least=2)
+        _check_rising(self.kind, (self.t_min, *self.times), at_least=2)
 
     @property
     def nfe(self) -> int:
@@ -127,7 +135,8 @@ class Multistep:
         return len(self.times)
 
 
-TimeSteps = Ancestral | Zigzag | Combined | Inversion | Multistep
+TimeSteps = Annotated[Ancestral | Zigzag | Combined | Inversion | Multistep, Discriminator("kind")]
+"""The time steps of any method of this package."""
 
 PAPER_CIFAR10: dict[str, TimeSteps] = {
     "sample-1": Ancestral(),
@@ -169,30 +178,11 @@ CONSISTENCY_IMAGENET64: dict[str, TimeSteps] = {
 }
 """The schedules of improved consistency training on ImageNet-64 (Song and Dhariwal 2024)."""
 
-_KINDS: dict[str, type[Ancestral] | type[Zigzag] | type[Combined] | type[Inversion] | type[Multistep]] = {
-    "ancestral": Ancestral,
-    "zigzag": Zigzag,
-    "combined": Combined,
-    "inversion": Inversion,
-    "multistep": Multistep,
+PUBLISHED: Mapping[str, Mapping[str, TimeSteps]] = {
+    "cifar10": PAPER_CIFAR10,
+    "cifar10-deep": PAPER_CIFAR10_DEEP,
+    "imagenet64": PAPER_IMAGENET64,
+    "ct-cifar10": CONSISTENCY_CIFAR10,
+    "ct-imagenet64": CONSISTENCY_IMAGENET64,
 }
-
-
-def to_dict(steps: TimeSteps) -> dict[str, Any]:
-    """A JSON-ready form: the fields and their `kind`."""
-    return {"kind": type(steps).__name__.lower(), **asdict(steps)}
-
-
-def from_dict(entry: dict[str, Any]) -> TimeSteps:
-    """The inverse of `to_dict`; a wrong kind, key, order or range raises `BCMError`."""
-    kind = _KINDS.get(str(entry.get("kind")))
-    if kind is None:
-        raise BCMError(f"time steps: kind {entry.get('kind')!r} is unknown; known are {', '.join(_KINDS)}.")
-    values = {name: tuples(value) for name, value in entry.items() if name != "kind"}
-    known = {field.name for field in fields(kind)}
-    if not {"times"} <= set(values) <= known:
-        raise BCMError(f"time steps of kind {entry['kind']}: keys {sorted(values)} do not match {sorted(known)}.")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise BCMError(f"time steps {entry}: {error}.") from error
+"""The published schedules by the name that a recipe states."""

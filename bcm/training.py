@@ -123,6 +123,7 @@ class TrainState:
         if network := getattr(model.F_theta, "config", None):
             check_objective(config, network)
         self.model = model
+        self.objective = config.objective
         self.conditional = conditional
         _prepare(model, config, self.device)
         self.averages = [EMA(model, rate) for rate in config.ema_rates]

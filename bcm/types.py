@@ -1,6 +1,6 @@
 """The vocabulary of the package: shapes, the flow protocol, and the one helper that broadcasts times."""
 
-from typing import Any, Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,11 +28,6 @@ class Flow(Protocol):
 def like_images(times: Times, x: Images) -> Tensor:
     """Reshape times (B,) to (B, 1, 1, 1) in the dtype of the images `x`, ready to multiply them."""
     return times.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
-
-
-def tuples(value: Any) -> Any:
-    """A JSON list as the tuple it was saved from; anything else as it is."""
-    return tuple(cast(list[Any], value)) if isinstance(value, list) else value
 
 
 def at_time(time: float, x: Images) -> Times:

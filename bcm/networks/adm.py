@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ NORM_GROUPS = 32
 class ADMConfig(UNetConfig):
     """The shape of an ADM with additive time embeddings; the defaults are the paper's ImageNet-64 network (280M)."""
 
+    kind: Literal["adm"] = "adm"
+    """Tells the networks apart in JSON."""
     resolution: int = 64
     """Height and width of the images; halved between levels."""
     width: int = 192

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ from bcm.types import BCMError, Images, Labels, Times
 class NCSNppConfig(UNetConfig):
     """The shape of an NCSN++; the defaults are the CIFAR-10 network (61.9M parameters)."""
 
+    kind: Literal["ncsnpp"] = "ncsnpp"
+    """Tells the networks apart in JSON."""
     resolution: int = 32
     """Height and width of the images; halved between levels."""
     width: int = 128

@@ -2,29 +2,14 @@ import json
 
 import pytest
 
-from bcm.timesteps import (
-    CONSISTENCY_CIFAR10,
-    CONSISTENCY_IMAGENET64,
-    PAPER_CIFAR10,
-    PAPER_CIFAR10_DEEP,
-    PAPER_IMAGENET64,
-    Ancestral,
-    Combined,
-    Inversion,
-    Multistep,
-    TimeSteps,
-    Zigzag,
-    from_dict,
-    to_dict,
-)
+from bcm import strict
+from bcm.timesteps import PUBLISHED, Ancestral, Combined, Inversion, Multistep, TimeSteps, Zigzag
 from bcm.types import BCMError
 
-PUBLISHED = (PAPER_CIFAR10, PAPER_CIFAR10_DEEP, PAPER_IMAGENET64, CONSISTENCY_CIFAR10, CONSISTENCY_IMAGENET64)
 
-
-@pytest.mark.parametrize(("name", "steps"), [item for schedules in PUBLISHED for item in schedules.items()])
+@pytest.mark.parametrize(("name", "steps"), [item for schedules in PUBLISHED.values() for item in schedules.items()])
 def test_json_round_trip_and_nfe(name: str, steps: TimeSteps):
-    assert from_dict(json.loads(json.dumps(to_dict(steps)))) == steps
+    assert strict.read(TimeSteps, json.dumps(strict.dump(steps)), "steps", complete=True) == steps
     assert steps.nfe == int(name.split("-")[1])
 
 
@@ -32,7 +17,7 @@ def test_json_round_trip_and_nfe(name: str, steps: TimeSteps):
 def test_multistep_costs_one_call_more_than_it_has_mid_times(mid: tuple[float, ...], nfe: int):
     steps = Multistep(times=(*mid, 80.0))
     assert steps.nfe == nfe
-    assert from_dict(json.loads(json.dumps(to_dict(steps)))) == steps
+    assert strict.read(TimeSteps, json.dumps(strict.dump(steps)), "steps", complete=True) == steps
 
 
 @pytest.mark.parametrize(
@@ -64,4 +49,4 @@ def test_wrong_time_steps_name_the_time(make, named: str):
 )  # fmt: skip
 def test_wrong_json_is_refused(entry: dict):
     with pytest.raises(BCMError):
-        from_dict(entry)
+        strict.read(TimeSteps, json.dumps(entry), "steps")

@@ -2,18 +2,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small import CONFIG, NETWORK, SCHEDULE, batches, start, trained, weights
 from torch.nn.parallel import DistributedDataParallel
 
-from bcm.checkpoint import load_checkpoint, load_model, save_checkpoint
+from bcm.checkpoint import load_checkpoint, save_checkpoint
 from bcm.ema import EMA
 from bcm.networks import NCSNppConfig, build_network
 from bcm.objectives import OBJECTIVES
@@ -23,75 +23,12 @@ from bcm.schedule import ScheduleConfig
 from bcm.training import (
     MAX_SKIPPED_AT_START,
     MAX_SKIPPED_IN_A_ROW,
-    StepMetrics,
     TrainConfig,
     TrainState,
     fit,
     train_step,
 )
 from bcm.types import BCMError
-
-NETWORK = NCSNppConfig(
-    image_channels=1, resolution=8, width=8, channel_mult=(1, 1), blocks=1, attention=(), dropout=0.1
-)
-CONFIG = TrainConfig(iterations=12, batch_size=8, learning_rate=1e-3, ema_rates=(0.9,))
-SCHEDULE = ScheduleConfig(s0=2, s1=8)
-LEFT = torch.cat([torch.full((1, 8, 4), 255), torch.zeros(1, 8, 4)], dim=2).to(torch.uint8)
-IMAGES = torch.stack([LEFT if i % 2 else LEFT.flip(2) for i in range(40)])
-
-
-@dataclass
-class Batch:
-    positions: torch.Tensor
-    images: torch.Tensor
-    labels: torch.Tensor
-
-
-def batches(k: int = 0) -> Iterator[Batch]:
-    while True:
-        positions = torch.arange(k * 8, k * 8 + 8)
-        yield Batch(positions, IMAGES[positions % 40], positions % 10)
-        k += 1
-
-
-def start(network: NCSNppConfig = NETWORK, config: TrainConfig = CONFIG) -> TrainState:
-    torch.manual_seed(0)
-    return TrainState(BCM(build_network(network)), config, conditional=network.classes > 0)
-
-
-def weights(state: TrainState) -> list[torch.Tensor]:
-    entries = [state.optimizer.state[p] for p in state.model.parameters() if p in state.optimizer.state]
-    moments = [entry[name] for entry in entries for name in sorted(entry)]
-    averages = [p for average in state.averages for p in average.model.parameters()]
-    return [*state.model.parameters(), *averages, *moments]
-
-
-def trained(config: TrainConfig, network: NCSNppConfig = NETWORK, steps: int = 3) -> tuple[TrainState, StepMetrics]:
-    state = start(network, config)
-    for step in fit(state, batches(), config, SCHEDULE):
-        if step.k == steps - 1:
-            return state, step
-    raise AssertionError("too few iterations")
-
-
-def test_resumed_training_equals_unbroken_training_bit_for_bit(tmp_path: Path):
-    unbroken = start()
-    steps = list(fit(unbroken, batches(), CONFIG, SCHEDULE))
-    assert [step.k for step in steps] == list(range(12)) and unbroken.k == 12
-    assert {step.N for step in steps} == {3, 5, 9}
-
-    first = start()
-    for step in fit(first, batches(), CONFIG, SCHEDULE):
-        if step.k == 4:
-            break
-    save_checkpoint(tmp_path, first, NETWORK, {"note": "x"})
-    second = start()
-    torch.manual_seed(99)
-    info = load_checkpoint(tmp_path, second, NETWORK)
-    assert (info.k, info.extra) == (5, {"note": "x"})
-    list(fit(second, batches(second.k), CONFIG, SCHEDULE))
-    for a, b in zip(weights(unbroken), weights(second), strict=True):
-        assert torch.equal(a, b)
 
 
 def test_training_lowers_the_loss():
@@ -264,25 +201,6 @@ def test_bf16_stays_near_fp32_and_keeps_fp32_weights():
     assert all(torch.allclose(rough_step.losses[name], step.losses[name], rtol=0.1) for name in step.losses)
 
 
-def test_channels_last_weights_moments_and_averages_are_saved_and_come_back_in_their_layout(tmp_path: Path):
-    def channels_last() -> TrainState:
-        torch.manual_seed(0)
-        model = BCM(build_network(NETWORK))
-        return TrainState(model.to(memory_format=torch.channels_last), CONFIG)  # pyright: ignore
-
-    state, other = channels_last(), channels_last()
-    for parameter in state.model.parameters():
-        parameter.grad = torch.randn_like(parameter)
-    state.optimizer.step()  # pyright: ignore[reportUnknownMemberType]
-    state.ema.update(state.model)
-    save_checkpoint(tmp_path, state, NETWORK)
-    load_checkpoint(tmp_path, other, NETWORK)
-    for p, q in zip(weights(state), weights(other), strict=True):
-        assert torch.equal(p, q) and p.stride() == q.stride()
-    moments = [moment for entry in other.optimizer.state.values() for moment in entry.values()]
-    assert not all(moment.is_contiguous() for moment in moments)
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize(
     "switches",
@@ -328,25 +246,6 @@ def test_every_objective_trains_a_network_of_its_times(objective: str, times: in
     assert bool(step.N) == (objective != "edm")
 
 
-def test_several_averages_are_kept_saved_and_continued(tmp_path: Path):
-    config = replace(CONFIG, ema_rates=(0.9, 0.5))
-    state, _ = trained(config)
-    alone, _ = trained(replace(CONFIG, ema_rates=(0.5,)))
-    for p, q in zip(state.averages[1].model.parameters(), alone.ema.model.parameters(), strict=True):
-        assert torch.equal(p, q)
-    save_checkpoint(tmp_path, state, NETWORK)
-    other = start(config=config)
-    assert load_checkpoint(tmp_path, other, NETWORK).ema_rates == (0.9, 0.5)
-    assert all(torch.equal(p, q) for p, q in zip(weights(state), weights(other), strict=True))
-    for rate, average in ((None, state.averages[0]), (0.9, state.averages[0]), (0.5, state.averages[1])):
-        model, _ = load_model(tmp_path, ema_rate=rate)
-        assert all(torch.equal(p, q) for p, q in zip(model.parameters(), average.model.parameters(), strict=True))
-    with pytest.raises(BCMError, match=r"averages of rates \(0.9, 0.5\), none of 0.7"):
-        load_model(tmp_path, ema_rate=0.7)
-    with pytest.raises(BCMError, match=r"averages of rates \(0.9, 0.5\), not \(0.9,\)"):
-        load_checkpoint(tmp_path, start(), NETWORK)
-
-
 def test_ema_follows_its_formula():
     model = torch.nn.Linear(3, 2)
     ema = EMA(model, 0.75)
@@ -357,38 +256,6 @@ def test_ema_follows_its_formula():
     assert torch.allclose(averaged, 0.75 * old + 0.25 * model.weight)
     with pytest.raises(BCMError, match="EMA rate"):
         EMA(model, 1.0)
-
-
-def test_model_for_inference_has_the_averaged_weights(tmp_path: Path):
-    state = start()
-    train_step(state, next(batches()), CONFIG, SCHEDULE)
-    save_checkpoint(tmp_path, state, NETWORK)
-    model, info = load_model(tmp_path)
-    assert info.k == 1 and not model.training
-    for p, q in zip(model.parameters(), state.ema.model.parameters(), strict=True):
-        assert torch.equal(p, q) and not p.requires_grad
-
-
-@pytest.mark.parametrize("name", ["model", "ema", "optimizer"])
-def test_damaged_checkpoints_are_refused(tmp_path: Path, name: str):
-    save_checkpoint(tmp_path, start(), NETWORK)
-    path = tmp_path / f"{name}.safetensors"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(BCMError, match=f"{name}.safetensors is missing or does not match"):
-        load_checkpoint(tmp_path, start(), NETWORK)
-
-
-def test_unfinished_and_foreign_checkpoints_are_refused(tmp_path: Path):
-    save_checkpoint(tmp_path, start(), NETWORK)
-    other = NCSNppConfig(**{**NETWORK.__dict__, "width": 12})
-    with pytest.raises(BCMError, match="width is 8, not 12"):
-        load_checkpoint(tmp_path, start(other), other)
-    (tmp_path / "checkpoint.json").unlink()
-    with pytest.raises(BCMError, match="no finished checkpoint"):
-        load_model(tmp_path)
-    (tmp_path / "checkpoint.json").write_text('{"format": "other"}')
-    with pytest.raises(BCMError, match="not of format"):
-        load_model(tmp_path)
 
 
 @pytest.mark.parametrize(

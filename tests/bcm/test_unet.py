@@ -1,5 +1,6 @@
 """What holds for every kind of network: their descriptions, the fine-tuning form, activation checkpointing."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bcm import strict
 from bcm.networks import (
     ADM,
     ADMConfig,
@@ -14,8 +16,6 @@ from bcm.networks import (
     NCSNppConfig,
     NetworkConfig,
     build_network,
-    network_from_dict,
-    network_to_dict,
 )
 from bcm.rng import shared_dropout
 from bcm.types import BCMError
@@ -46,15 +46,14 @@ def batch(network: NetworkConfig) -> tuple[Tensor, Tensor, Tensor, Tensor | None
 
 
 @names
-def test_a_network_is_described_in_full_by_its_dict(network: NetworkConfig) -> None:
-    entry = network_to_dict(network)
+def test_a_network_is_described_in_full_by_its_json(network: NetworkConfig) -> None:
+    entry = strict.dump(network)
     assert entry["kind"] in ("ncsnpp", "adm")
-    assert network_from_dict(entry) == network
-    assert network_from_dict({**entry, "channel_mult": list(network.channel_mult)}) == network
-    with pytest.raises(BCMError, match="kind 'dit' is unknown; known are ncsnpp, adm"):
-        network_from_dict({**entry, "kind": "dit"})
-    with pytest.raises(BCMError, match=r"keys \['heads'\] are missing or unknown"):
-        network_from_dict({**entry, "heads": 3})
+    assert strict.read(NetworkConfig, json.dumps(entry), "network", complete=True) == network
+    with pytest.raises(BCMError, match="'dit' found using 'kind' does not match any of the expected tags: 'ncsnpp'"):
+        strict.read(NetworkConfig, json.dumps({**entry, "kind": "dit"}), "network")
+    with pytest.raises(BCMError, match="unknown key 'widht'; did you mean 'width'"):
+        strict.read(NetworkConfig, json.dumps({**entry, "widht": 3}), "network")
 
 
 @names
