@@ -1,220 +1,273 @@
-"""The node-local cache: each node fetches, checks and decodes a shard once, and all its processes map the same files.
+"""The node-local cache: each node fetches, checks and decodes a shard once, and all its processes map the same file.
 
-What it holds follows from its budget (`data.plan`): a whole split as pixels, or as the bytes of its shards, or a moving
-window of shards. Layout: `{cache_dir}/{manifest sha256}/{split and form}/` (`data.extent`).
+There is one file for each shard and form, `{hash of what it holds}.{form}`: labels, then pixels or the tar's own bytes,
+then the SHA-256 of both, which every process compares when it first maps the file. It is made under a temporary name
+and renamed when it is whole: if it exists it is whole. What was used longest ago goes first when the budget needs room;
+whoever has it mapped keeps it. The cache knows no seed and no order.
 """
 
-import threading
-from dataclasses import dataclass
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data import store
+from data.decode import decode_images, mapped, read_labels
 from data.errors import DataError
-from data.extent import Extent, Part
-from data.folder import BUDGET_VARIABLE, CACHE_VARIABLE, cache_budget, default_cache_dir
 from data.manifest import Manifest
-from data.order import Shuffle, whole, window_of_shard
-from data.plan import Plan, plan
-from data.shelf import open_extent, try_extent
 
-__all__ = [
-    "BUDGET_VARIABLE",
-    "CACHE_VARIABLE",
-    "CachedSplit",
-    "Split",
-    "cached_split",
-    "default_cache_dir",
-    "open_split",
-]
-
-_BATCHES_A_WINDOW = 8
-"""Workers of one node read a few batches apart; then they never need more windows at once than the cache can hold."""
+CACHE_VARIABLE = "BCM_CACHE_DIR"
+BUDGET_VARIABLE = "BCM_CACHE_BUDGET"
+DEFAULT_BUDGET = 64 * 2**30
+"""Bytes: ImageNet-64 takes 16 GB decoded."""
+LEAST_SHARDS = 3
+"""A cache must hold so many shards: one that is read, one that is fetched, and one more."""
 
 Taken = tuple[NDArray[np.uint8], NDArray[np.int64]]
-"""Images of shape (b, C, H, W) and their labels of shape (b,), copied."""
+"""Images of shape (n, C, H, W) and their labels of shape (n,)."""
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])i?)?B?", re.IGNORECASE)
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_FORMS = ("pixels", "tar")
+_PARTIAL, _FETCHED = ".partial", ".fetched"
+_HASH_BYTES = 32
+_BLOCK_BYTES = 2**20
+_ROOM_SECONDS, _POLL_SECONDS = 120.0, 0.05
+_LOOK_SECONDS = 1.0
+"""How often a process notes that it still uses a shard, and lets go of those that were removed."""
 
 
-class Split(Protocol):
-    """What a loader reads from."""
-
-    @property
-    def shuffle(self) -> Shuffle:
-        """The windows of its order."""
-        ...
-
-    @property
-    def largest_batch(self) -> int | None:
-        """The largest global batch that it can give, if there is a limit."""
-        ...
-
-    def take(self, seed: int, epoch: int, ids: NDArray[np.int64]) -> Taken:
-        """Images and labels of these ids, asked for in the order of `epoch_order(seed, epoch, shuffle)`."""
-        ...
-
-    def wait(self) -> None:
-        """Returns when as much of it as the cache can hold is there; raises what keeps it from coming."""
-        ...
+def default_cache_dir() -> Path:
+    """BCM_CACHE_DIR if it is set, else `bcm` in the user's cache folder."""
+    if chosen := os.environ.get(CACHE_VARIABLE):
+        return Path(chosen).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bcm"
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class CachedSplit:
-    """A whole split on this node.
+def cache_budget() -> int:
+    """Bytes that the cache of a node may take: BCM_CACHE_BUDGET (such as 500M or 1.5 TiB) if it is set, else 64 GiB."""
+    text = os.environ.get(BUDGET_VARIABLE, "").strip()
+    if not text:
+        return DEFAULT_BUDGET
+    size = _SIZE.fullmatch(text)
+    budget = int(float(size[1]) * _UNITS[(size[2] or "").upper()]) if size else 0
+    if budget < 1:
+        raise DataError(f"{BUDGET_VARIABLE} is {text!r}: give a number of bytes greater than 0, such as 500M or 64G")
+    return budget
+
+
+class ShardCache:
+    """A split as this node holds it; what is missing is fetched when it is asked for. Safe in several threads.
 
     Attributes:
-        images: uint8 pixels of shape (n, C, H, W), mapped read-only. If only the encoded images fit into the cache, an
-            object that decodes what is indexed along the first axis.
-        labels: Classes, int64 of shape (n,).
-        windows: Those of the order; None for a shuffle of the whole split.
-        extent: Its files, held so that the cache keeps them.
+        budget: Bytes that all files in the cache folder may take together.
     """
 
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    windows: Shuffle | None = None
-    extent: Extent | None = None
+    def __init__(
+        self, url: str, manifest: Manifest, split: str, cache_dir: Path | None = None, budget: int | None = None
+    ) -> None:
+        """Opens a split; nothing is fetched yet.
 
-    @property
-    def shuffle(self) -> Shuffle:
-        """The windows of the order."""
-        return self.windows or whole(len(self.labels))
+        Args:
+            url: Where the data set is.
+            manifest: Its manifest.
+            split: Name of the split.
+            cache_dir: Folder on a disk of this node; BCM_CACHE_DIR or ~/.cache/bcm if it is None.
+            budget: BCM_CACHE_BUDGET or 64 GiB if it is None. It may differ from node to node.
+        """
+        self.budget = cache_budget() if budget is None else budget
+        self._url, self._manifest, self._shards = manifest.place(url), manifest, manifest.split(split).shards
+        self._dir = cache_dir or default_cache_dir()
+        self._shape = (manifest.channels, manifest.resolution, manifest.resolution)
+        counts = np.array([shard.count for shard in self._shards], np.int64)
+        self._rows = np.concatenate([[0], counts.cumsum()])
+        pixels, tars = counts * int(np.prod(self._shape)), np.array([shard.bytes for shard in self._shards], np.int64)
+        self._decoded = bool(pixels.sum() <= max(self.budget, tars.sum()))
+        self.sizes = (pixels if self._decoded else tars) + 8 * counts + _HASH_BYTES
+        """Bytes that each shard takes, int64 of shape (shards,)."""
+        if (needed := LEAST_SHARDS * int(self.sizes.max())) > self.budget and len(self._shards) >= LEAST_SHARDS:
+            raise DataError(
+                f"a cache of {self.budget} bytes is too small for {manifest.name!r}: {LEAST_SHARDS} of its shards must "
+                f"fit. Set {BUDGET_VARIABLE} to {needed} or more."
+            )
+        self._open: dict[int, Taken] = {}
+        self._looked: dict[int, float] = {}
+        form = f"{self._shape} {len(manifest.class_names)}"
+        names = [hashlib.sha256(f"{s.sha256} {s.places} {form}".encode()).hexdigest() for s in self._shards]
+        self._paths = [self._dir / f"{name[:40]}.{_FORMS[not self._decoded]}" for name in names]
+        self._pruned = 0.0
+        self._decoders = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="bcm-decode")
 
-    @property
-    def largest_batch(self) -> int | None:
-        """There is no limit."""
-        return None
+    def __len__(self) -> int:
+        """Number of images."""
+        return int(self._rows[-1])
 
-    def take(self, seed: int, epoch: int, ids: NDArray[np.int64]) -> Taken:
-        """Images and labels of these ids."""
-        return self.images[ids], self.labels[ids]
-
-    def wait(self) -> None:
-        """Returns at once."""
-
-
-class GrowingSplit:
-    """A whole split that is read from while it is being fetched."""
-
-    def __init__(self, extent: Extent, shuffle: Shuffle) -> None:
-        """Takes an extent of every shard."""
-        self.shuffle = shuffle
-        self.largest_batch = None
-        self._extent = extent
-        self._preferred: tuple[int, int] | None = None
-        self._whole = False
-
-    def take(self, seed: int, epoch: int, ids: NDArray[np.int64]) -> Taken:
-        """Images and labels of these ids, as soon as their shards are there."""
-        extent = self._extent
-        if not self._whole:
-            if self._preferred != (seed, epoch):
-                self._preferred = (seed, epoch)
-                extent.prefer(np.argsort(window_of_shard(seed, epoch, self.shuffle), kind="stable").tolist())
-            extent.wait(np.unique(np.searchsorted(extent.part.rows, ids, side="right") - 1))
-            self._whole = extent.is_whole()
-        return extent.images[ids], extent.labels[ids]
-
-    def wait(self) -> None:
-        """Returns when every shard is there."""
-        self._extent.finish()
-
-
-class MovingSplit:
-    """A split that the cache cannot hold: one window of shards at a time, and the next one fetched meanwhile."""
-
-    def __init__(self, part: Part, cache_dir: Path, budget: int, shuffle: Shuffle) -> None:
-        """`part` is every shard of the split; nothing is fetched before something is taken."""
-        self.shuffle = shuffle
-        self.largest_batch = max(1, shuffle.smallest_window // _BATCHES_A_WINDOW)
-        self._part, self._cache_dir, self._budget = part, cache_dir, budget
-        self._open: dict[tuple[int, int, int], Extent] = {}
-        self._lock = threading.Lock()
-
-    def take(self, seed: int, epoch: int, ids: NDArray[np.int64]) -> Taken:
-        """Images and labels of these ids; reads forward, each shard at most once in an epoch."""
-        rows, manifest = self._part.rows, self._part.manifest
-        shards = np.searchsorted(rows, ids, side="right") - 1
-        windows = window_of_shard(seed, epoch, self.shuffle)
-        images = np.empty((len(ids), manifest.channels, manifest.resolution, manifest.resolution), np.uint8)
-        labels = np.empty(len(ids), np.int64)
-        with self._lock:
-            for window in np.unique(windows[shards]).tolist():
-                extent = self._window(seed, epoch, window)
-                chosen = windows[shards] == window
-                places = np.searchsorted(extent.part.shards, shards[chosen])
-                extent.wait(np.unique(places))
-                within = extent.part.rows[places] + ids[chosen] - rows[shards[chosen]]
-                images[chosen], labels[chosen] = extent.images[within], extent.labels[within]
+    def take(self, ids: NDArray[np.int64]) -> Taken:
+        """Images and labels of these ids, copied."""
+        images, labels = np.empty((len(ids), *self._shape), np.uint8), np.empty(len(ids), np.int64)
+        numbers = np.searchsorted(self._rows, ids, side="right") - 1
+        order = np.argsort(numbers, kind="stable")
+        wanted, starts = np.unique(numbers[order], return_index=True)
+        decoding: list[tuple[NDArray[np.int64], Future[NDArray[np.uint8]]]] = []
+        for number, places in zip(wanted.tolist(), np.split(order, starts[1:]), strict=True):
+            content, of_shard = self.content(number)
+            rows = ids[places] - self._rows[number]
+            labels[places] = of_shard[rows]
+            if self._decoded:
+                images[places] = content[rows]
+            else:  # decoders run without the interpreter's lock, and nothing is forked
+                decoding.append((places, self._decoders.submit(self._decode, number, content, rows)))
+        for places, decoded in decoding:
+            images[places] = decoded.result()
         return images, labels
 
-    def wait(self) -> None:
-        """Returns at once, as the first window is only known when the first batch is."""
+    def shard(self, number: int) -> Taken:
+        """All images and labels of a shard, in their order; not to be written to."""
+        content, labels = self.content(number)
+        return (content if self._decoded else self._decode(number, content, np.arange(len(labels)))), labels
 
-    def close(self) -> None:
-        """Lets the cache remove what it holds; taking more opens it again."""
-        with self._lock:
-            self._keep()
+    def shards(self) -> Iterator[Taken]:
+        """What `shard` gives, for each shard."""
+        return map(self.shard, range(len(self._shards)))
 
-    def _window(self, seed: int, epoch: int, window: int) -> Extent:
-        here = (seed, epoch, window)
-        following = (seed, epoch, window + 1) if window + 1 < self.shuffle.windows(epoch) else (seed, epoch + 1, 0)
-        self._keep(here, following)
-        if here not in self._open:
-            self._open[here] = open_extent(self._part_of(here), self._cache_dir, self._budget)
-        # Only now, so that both do not share the way from the storage while a batch waits for the first.
-        if following not in self._open and self._open[here].is_whole():
-            ahead = try_extent(self._part_of(following), self._cache_dir, self._budget)
-            if ahead is not None:
-                self._open[following] = ahead
-        return self._open[here]
+    def _decode(self, number: int, tar: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        shard = self._shards[number]
+        url = store.join(self._url, shard.path)
+        return decode_images(tar, shard.offsets[rows], shard.sizes[rows], self._manifest, url)
 
-    def _keep(self, *keys: tuple[int, int, int]) -> None:
-        for key in set(self._open).difference(keys):
-            self._open.pop(key).close()
+    def content(self, number: int) -> Taken:
+        """Pixels (n, C, H, W) or the tar's bytes, and labels, of a shard that is in the cache from now on."""
+        now = time.monotonic()
+        if number in self._open and now < self._looked[number] + _LOOK_SECONDS:
+            return self._open[number]
+        if now > self._pruned + _LOOK_SECONDS:
+            self._pruned = now
+            for other in list(self._open):
+                if not self._paths[other].exists():
+                    self._open.pop(other, None)
+        opened = self._open.get(number)
+        try:
+            if opened is None:
+                opened = self._verified(number, self._paths[number])
+            else:
+                with suppress(FileNotFoundError):
+                    os.utime(self._paths[number])
+        except OSError as error:
+            full = error.errno in store.NO_SPACE
+            problem = "there is no space left" if full else f"{type(error).__name__}: {error.strerror or error}"
+            raise DataError(
+                f"cannot use the cache folder {self._dir}: {problem}. {'Free some space, or set' if full else 'Set'} "
+                f"{CACHE_VARIABLE} to a folder on a local disk with room."
+            ) from error
+        self._looked[number] = now
+        self._open[number] = opened
+        return opened
 
-    def _part_of(self, key: tuple[int, int, int]) -> Part:
-        seed, epoch, window = key
-        chosen = np.flatnonzero(window_of_shard(seed, epoch, self.shuffle) == window).tolist()
-        part = self._part
-        return Part(url=part.url, manifest=part.manifest, split=part.split, shards=tuple(chosen), decoded=part.decoded)
+    def _verified(self, number: int, path: Path) -> Taken:
+        """The file of a shard, mapped; one that is damaged is made anew."""
+        while True:
+            made = not path.exists() and self._make(number, path)
+            try:
+                raw = mapped(path)
+                os.utime(path)
+            except FileNotFoundError:  # another process has removed it just now
+                continue
+            if len(raw) == self.sizes[number] and (
+                made or hashlib.sha256(raw[:-_HASH_BYTES].data).digest() == raw[-_HASH_BYTES:].tobytes()
+            ):
+                break
+            path.unlink(missing_ok=True)
+        split = 8 * self._shards[number].count
+        content = raw[split:-_HASH_BYTES]
+        return (content.reshape(-1, *self._shape) if self._decoded else content), raw[:split].view(np.int64)
 
+    def _make(self, number: int, path: Path) -> bool:
+        """Makes the file of a shard, unless another process or thread does; whether it was this one."""
+        self._dir.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + _PARTIAL)
+        with partial.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # which the kernel frees when its holder ends, however it ends
+            current = partial.exists() and os.path.samestat(os.fstat(file.fileno()), partial.stat())
+            if current and path.exists():
+                partial.unlink()
+            if not current or path.exists():
+                return False
+            os.truncate(file.fileno(), 0)  # what a dead process left
+            copy = path.with_name(path.name + _FETCHED)
+            try:
+                self._make_room(int(self.sizes[number]), file)
+                shard = self._shards[number]
+                store.fetch(store.join(self._url, shard.path), shard.bytes, shard.sha256, copy, durable=False)
+                self._write(number, copy, partial)
+                partial.rename(path)
+            finally:
+                copy.unlink(missing_ok=True)
+                partial.unlink(missing_ok=True)
+        return True
 
-def _planned(url: str, manifest: Manifest, split: str, budget: int) -> tuple[Plan, Part]:
-    found = plan(manifest, split, budget)
-    shards = tuple(range(len(manifest.split(split).shards)))
-    return found, Part(url=manifest.place(url), manifest=manifest, split=split, shards=shards, decoded=found.decoded)
+    def _write(self, number: int, copy: Path, partial: Path) -> None:
+        """Labels, content and their hash; with calls, as a full disk answers writing through a map by SIGBUS."""
+        shard, raw, digest = self._shards[number], mapped(copy), hashlib.sha256()
+        labels = read_labels(copy, store.join(self._url, shard.path), shard, self._manifest)
+        step = max(1, _BLOCK_BYTES // int(np.prod(self._shape)))
+        rows = np.arange(shard.count)
+        blocks = (self._decode(number, raw, rows[at : at + step]) for at in range(0, shard.count, step))
+        with partial.open("r+b") as file:
+            for block in (labels, *([raw] if not self._decoded else ()), *(blocks if self._decoded else ())):
+                digest.update(block.data)
+                file.write(block.data)
+            file.write(digest.digest())
 
+    def _make_room(self, size: int, reserved: BinaryIO) -> None:
+        """Removes what was used longest ago until a file of `size` bytes fits, and gives `reserved` that length.
 
-def open_split(url: str, manifest: Manifest, split: str, cache_dir: Path, budget: int | None = None) -> Split:
-    """A split to train on, at once: what is not in the cache is fetched while batches are taken.
-
-    Any number of processes may call this at once: one does the work. A damaged cache is mended.
-
-    Args:
-        url: Where the shards are.
-        manifest: Their manifest.
-        split: Name of the split.
-        cache_dir: Folder on a disk of this node.
-        budget: Bytes that the cache may take, the same on every node; BCM_CACHE_BUDGET or 64 GiB if it is None.
-    """
-    budget = cache_budget() if budget is None else budget
-    found, part = _planned(url, manifest, split, budget)
-    if found.resident:
-        return GrowingSplit(open_extent(part, cache_dir, budget), found.shuffle)
-    return MovingSplit(part, cache_dir, budget, found.shuffle)
-
-
-def cached_split(url: str, manifest: Manifest, split: str, cache_dir: Path, budget: int | None = None) -> CachedSplit:
-    """The whole split, from the cache or put there now; the arguments are those of `open_split`."""
-    budget = cache_budget() if budget is None else budget
-    found, part = _planned(url, manifest, split, budget)
-    if not found.resident:
+        What dead processes left half-made is removed too; what living ones make is counted.
+        """
+        until = time.monotonic() + _ROOM_SECONDS
+        while time.monotonic() < until:
+            with (self._dir / "lock").open("ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                whole: list[tuple[int, int, Path]] = []
+                taken = size
+                for path in self._dir.iterdir():
+                    with suppress(FileNotFoundError):
+                        status = path.stat()
+                        if path.suffix.lstrip(".") in _FORMS:
+                            whole.append((status.st_mtime_ns, status.st_size, path))
+                            taken += status.st_size
+                        elif path.suffix == _PARTIAL:
+                            with path.open("ab") as file:
+                                try:
+                                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                                except BlockingIOError:
+                                    taken += status.st_size
+                                else:
+                                    path.unlink()
+                                    path.with_suffix(_FETCHED).unlink()
+                for _, bytes_there, path in sorted(whole):
+                    if taken <= self.budget and shutil.disk_usage(self._dir).free >= size:
+                        break
+                    path.unlink(missing_ok=True)
+                    taken -= bytes_there
+                if taken <= self.budget:
+                    if (free := shutil.disk_usage(self._dir).free) < size:
+                        raise OSError(errno.ENOSPC, f"{size} bytes are needed, {free} are free")
+                    os.truncate(reserved.fileno(), size)
+                    return
+            time.sleep(_POLL_SECONDS)
         raise DataError(
-            f"the split {split!r} of {manifest.name!r} does not fit into a cache of {budget} bytes, and this needs all "
-            f"of it: set {BUDGET_VARIABLE} higher"
+            f"the cache folder {self._dir} has no room for {size} bytes of {self._manifest.name!r}: the rest of its "
+            f"budget of {self.budget} bytes is being filled by other processes. Set {BUDGET_VARIABLE} higher, or wait "
+            "until they end."
         )
-    extent = open_extent(part, cache_dir, budget)
-    extent.finish()
-    return CachedSplit(images=extent.images, labels=np.array(extent.labels), windows=found.shuffle, extent=extent)

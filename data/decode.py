@@ -38,22 +38,16 @@ def raw_header(resolution: int, channels: int) -> bytes:
     return f"P{6 if channels == 3 else 5}\n{resolution} {resolution}\n255\n".encode("ascii")
 
 
-def key_and_extension(name: str) -> tuple[str, str]:
-    """WebDataset's rule: the key ends at the first dot of the file name, the rest is the extension."""
+def key_and_extension(name: str, where: str) -> tuple[str, str]:
+    """WebDataset's rule: the key ends at the first dot of the file name; what could run code is a DataError."""
     folder, slash, file = name.rpartition("/")
     stem, _, extension = file.partition(".")
-    return folder + slash + stem, extension.lower()
-
-
-def _accepted(name: str, where: str) -> tuple[str, str]:
-    """Key and extension of a member, unless it could run code."""
-    key, extension = key_and_extension(name)
-    if extension.rpartition(".")[2] in REFUSED_EXTENSIONS:
+    if extension.lower().rpartition(".")[2] in REFUSED_EXTENSIONS:
         raise DataError(
             f"{where}: member {name!r} is refused, because files of that kind can run code when read. "
             "Write the shard again with images (.ppm, .png, .jpg, .webp) and labels (.cls) only."
         )
-    return key, extension
+    return folder + slash + stem, extension.lower()
 
 
 def members(tar: tarfile.TarFile, where: str) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
@@ -63,7 +57,7 @@ def members(tar: tarfile.TarFile, where: str) -> Iterator[tuple[str, str, tarfil
             continue
         if not member.isreg() or member.issparse():
             raise DataError(f"{where}: member {member.name!r} is a link or a device, not a file: write the shard again")
-        yield *_accepted(member.name, where), member
+        yield *key_and_extension(member.name, where), member
 
 
 def _files(path: Path, raw: NDArray[np.uint8], where: str) -> Iterator[tuple[str, str, int, int]]:
@@ -75,7 +69,7 @@ def _files(path: Path, raw: NDArray[np.uint8], where: str) -> Iterator[tuple[str
                 yield key, extension, member.offset_data, member.size
     else:
         for name, offset, size in zip(plain.names, plain.offsets.tolist(), plain.sizes.tolist(), strict=True):
-            yield *_accepted(name, where), offset, size
+            yield *key_and_extension(name, where), offset, size
 
 
 def _pixels(payload: bytes, manifest: Manifest, where: Callable[[], str]) -> NDArray[np.uint8]:
@@ -99,25 +93,19 @@ def _pixels(payload: bytes, manifest: Manifest, where: Callable[[], str]) -> NDA
 
 def label_of(extension: str, payload: bytes, classes: int, where: str) -> int | None:
     """The label, from 0 to classes - 1, in a .cls or .json member; None if a .json one has no number under "label"."""
-    text = _json_label(payload, where) if extension == JSON_EXTENSION else _plain_label(payload)
+    text: str | None = payload[: 2 * _LONGEST_LABEL].decode("ascii", "replace").strip()
+    if extension == JSON_EXTENSION:
+        try:
+            value = json.loads(payload) if len(payload) <= _LONGEST_JSON else None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: its .json member is not valid JSON: write the shard again") from error
+        label = value.get("label") if isinstance(value, dict) else None
+        text = str(label) if type(label) is int else None
     if text is None:
         return None
     if len(text) > _LONGEST_LABEL or not text.isdecimal() or int(text) >= classes:
         raise DataError(f"{where}: label {text!r} is not a whole number from 0 to {classes - 1}: write the shard again")
     return int(text)
-
-
-def _plain_label(payload: bytes) -> str:
-    return payload[: 2 * _LONGEST_LABEL].decode("ascii", "replace").strip()
-
-
-def _json_label(payload: bytes, where: str) -> str | None:
-    try:
-        value = json.loads(payload) if len(payload) <= _LONGEST_JSON else None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: its .json member is not valid JSON: write the shard again") from error
-    label = value.get("label") if isinstance(value, dict) else None
-    return str(label) if type(label) is int else None
 
 
 def read_labels(path: Path, url: str, shard: Shard, manifest: Manifest) -> NDArray[np.int64]:
@@ -132,14 +120,14 @@ def read_labels(path: Path, url: str, shard: Shard, manifest: Manifest) -> NDArr
         manifest: The whole manifest, for the classes.
     """
     raw = mapped(path)
+    stated = list(zip(shard.offsets.tolist(), shard.sizes.tolist(), strict=True))
     places: dict[str, int] = {}
     labels: dict[str, dict[str, int]] = {LABEL_EXTENSION: {}, JSON_EXTENSION: {}}
     try:
         for key, extension, offset, size in _files(path, raw, url):
             if extension in IMAGE_EXTENSIONS:
                 index = len(places)
-                stated = (shard.offsets[index], shard.sizes[index]) if index < shard.count else None
-                if key in places or stated != (offset, size):
+                if key in places or stated[index : index + 1] != [(offset, size)]:
                     raise DataError(
                         f"{url}: sample {key}: the manifest knows no image at byte {offset} of this shard. {_AGAIN}"
                     )
@@ -207,11 +195,11 @@ def _raw_images(
 def _sample_at(raw: NDArray[np.uint8], offset: int, url: str) -> str:
     """Names, for a message, the sample whose image begins at a byte: its header lies just before."""
     name = raw[offset - BLOCK : offset - BLOCK + 100].tobytes().partition(b"\0")[0].decode("utf-8", "replace")
-    return f"{url}: sample {key_and_extension(name)[0]}"
+    folder, slash, file = name.rpartition("/")
+    return f"{url}: sample {folder}{slash}{file.partition('.')[0]}"
 
 
 def decode_shard(path: Path, url: str, shard: Shard, manifest: Manifest) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images of shape (n, C, H, W) and labels of shape (n,) of the tar file at `path`; see `read_labels`."""
     labels = read_labels(path, url, shard, manifest)
-    offsets, sizes = np.array(shard.offsets, np.int64), np.array(shard.sizes, np.int64)
-    return decode_images(mapped(path), offsets, sizes, manifest, url), labels
+    return decode_images(mapped(path), shard.offsets, shard.sizes, manifest, url), labels

@@ -1,4 +1,4 @@
-"""Resumable batches: a pure function of (seed, images seen) and the windows, gathered ahead by one thread."""
+"""Resumable batches: a pure function of (seed, images seen) and the shuffle, gathered ahead by one thread."""
 
 from collections import deque
 from collections.abc import Generator
@@ -9,14 +9,17 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from data.cache import BUDGET_VARIABLE, Split
+from data.cache import BUDGET_VARIABLE, ShardCache
 from data.errors import DataError
-from data.order import batch_ids, flips, rank_slice
+from data.order import Shuffle, batch_ids, flips, rank_slice, windows_from
 
 _BATCHES_AHEAD = 3
+_FETCHERS = 2
+_LOOKS_AN_EPOCH = 64
+_SHARE_AHEAD = 2 / 3
+"""Of the cache, for the window that is read and those that come next; a slower worker may still read the one before."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,10 +43,11 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Loader:
-    """Batches of a cached split; its whole state is the integer `images_seen`.
+    """Batches of a split; its whole state is the integer `images_seen`.
 
     Attributes:
-        cached: The images: of `cached_split`, or of `open_split`, which gives batches while it is being fetched.
+        cache: The images, as this node holds them.
+        shuffle: Their order, of `shuffle_of`.
         batch_size: Size of the global batch, over all ranks.
         seed: Seed of the order and of the flips.
         rank: This worker's number, from 0.
@@ -52,7 +56,8 @@ class Loader:
         pinned: Whether batches lie in page-locked memory, from where a GPU copies them while it computes.
     """
 
-    cached: Split
+    cache: ShardCache
+    shuffle: Shuffle
     batch_size: int
     seed: int
     rank: int
@@ -61,26 +66,27 @@ class Loader:
     pinned: bool = field(default_factory=torch.cuda.is_available)
 
     def __post_init__(self) -> None:
-        """Fails before the first batch, not in the middle of a run."""
+        """Fails before the first batch, not in the middle of a run; warns of a cache that is too small to be quick."""
         if self.batch_size < 1:
             raise DataError(f"batch size is {self.batch_size}: give at least 1")
         rank_slice(self.batch_size, self.rank, self.world_size)
-        largest = self.cached.largest_batch
-        if largest is not None and self.batch_size > largest:
-            raise DataError(
-                f"batch size is {self.batch_size}, but the windows of shards that the cache can hold allow batches of "
-                f"at most {largest}: set {BUDGET_VARIABLE} higher, or take smaller batches"
+        window = int(np.sort(self.cache.sizes)[-self.shuffle.window :].sum())
+        if window > self.cache.budget:
+            print(
+                f"warning: images are shuffled among {self.shuffle.window} shards, which take {window} bytes, but the "
+                f"cache of this node holds {self.cache.budget}: shards will be fetched again and again. Set "
+                f"{BUDGET_VARIABLE} higher, or start the run with a smaller --window."
             )
 
     def batch(self, images_seen: int) -> Batch:
         """This rank's part of the global batch that starts at `images_seen`, whatever was asked for before."""
-        shuffle = self.cached.shuffle
         part = rank_slice(self.batch_size, self.rank, self.world_size)
-        epochs, ids = (values[part] for values in batch_ids(self.seed, images_seen, self.batch_size, shuffle))
-        parts = [self._of_epoch(int(epoch), ids[epochs == epoch]) for epoch in np.unique(epochs)]
-        images, labels = (
-            np.concatenate(arrays) if len(parts) > 1 else arrays[0] for arrays in zip(*parts, strict=True)
-        )
+        epochs, ids = (values[part] for values in batch_ids(self.seed, images_seen, self.batch_size, self.shuffle))
+        images, labels = self.cache.take(ids)
+        if self.flip:
+            for epoch in np.unique(epochs).tolist():
+                mirrored = np.flatnonzero((epochs == epoch) & flips(self.seed, epoch, self.shuffle.count)[ids])
+                images[mirrored] = images[mirrored, :, :, ::-1]
         batch = Batch(
             ids=torch.from_numpy(ids.copy()),
             images=torch.from_numpy(images),
@@ -88,28 +94,50 @@ class Loader:
             positions=torch.arange(images_seen + part.start, images_seen + part.stop),
             wait=0.0,
         )
-        return (
-            replace(batch, images=batch.images.pin_memory(), labels=batch.labels.pin_memory()) if self.pinned else batch
-        )
-
-    def _of_epoch(self, epoch: int, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        images, labels = self.cached.take(self.seed, epoch, ids)
-        if self.flip:
-            mirrored = np.flatnonzero(flips(self.seed, epoch, self.cached.shuffle.count)[ids])
-            images[mirrored] = images[mirrored, :, :, ::-1]
-        return images, labels
+        if not self.pinned:
+            return batch
+        return replace(batch, images=batch.images.pin_memory(), labels=batch.labels.pin_memory())
 
     def batches(self, images_seen: int) -> Generator[Batch, None, None]:
-        """Endless batches from `images_seen` on. Closing the iterator ends its thread, whose errors are raised here."""
+        """Endless batches from `images_seen` on. Closing ends the threads, whose errors are raised here."""
         positions = count(images_seen, self.batch_size)
+        fetchers = ThreadPoolExecutor(max_workers=_FETCHERS, thread_name_prefix="bcm-loader-fetch")
         pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bcm-loader")
+        asked: set[int] = set()
+        last_look = -1
+
+        def gathered(position: int) -> Batch:
+            nonlocal last_look
+            if (look := position * _LOOKS_AN_EPOCH // self.shuffle.count) > last_look:
+                last_look, ahead = look, self._shards_ahead(position)
+                for shard in ahead:
+                    if shard not in asked:  # an error is met again, and raised, when a batch needs the shard
+                        fetchers.submit(self.cache.content, shard)
+                asked.intersection_update(ahead)
+                asked.update(ahead)
+            return self.batch(position)
+
         try:
-            pending = deque(pool.submit(self.batch, next(positions)) for _ in range(_BATCHES_AHEAD))
+            pending = deque(pool.submit(gathered, next(positions)) for _ in range(_BATCHES_AHEAD))
             while True:
                 began = perf_counter()
                 batch = pending.popleft().result()
                 wait = perf_counter() - began
-                pending.append(pool.submit(self.batch, next(positions)))
+                pending.append(pool.submit(gathered, next(positions)))
                 yield replace(batch, wait=wait)
         finally:
+            fetchers.shutdown(wait=False, cancel_futures=True)
             pool.shutdown(wait=True, cancel_futures=True)
+            fetchers.shutdown(wait=True)
+
+    def _shards_ahead(self, images_seen: int) -> list[int]:
+        """The shards of the window that is read and of those that come next, as far as the cache can hold them."""
+        ahead: dict[int, None] = {}
+        room = _SHARE_AHEAD * self.cache.budget
+        for window in windows_from(self.seed, images_seen, self.shuffle):
+            fresh = [shard for shard in window.tolist() if shard not in ahead]
+            room -= self.cache.sizes[fresh].sum()
+            if not fresh or room < 0:
+                break
+            ahead |= dict.fromkeys(fresh)
+        return list(ahead)

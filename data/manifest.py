@@ -1,21 +1,26 @@
 """What lies beside the shards: `manifest.json`, which says what every shard must hold."""
 
+import base64
 import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import PurePosixPath
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from data import store
 from data.errors import DataError
 
-FORMAT = "bcm-shards"
-FORMAT_VERSION = 1
+T = TypeVar("T")
+
 MANIFEST_NAME = "manifest.json"
 LARGEST_RESOLUTION = 1024
 
@@ -29,14 +34,6 @@ def _require(condition: bool, problem: str) -> None:
         raise DataError(problem)
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _are_counts(values: tuple[int, ...]) -> bool:
-    return all(type(value) is int and value >= 0 for value in values)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Shard:
     """One tar file.
@@ -46,40 +43,77 @@ class Shard:
         bytes: Its length.
         sha256: Its hash, in lower-case hex.
         count: Number of samples in it.
-        offsets: First byte of each image inside the tar, in the order of the samples.
-        sizes: Number of bytes of each image.
+        places: Where its images lie: "first+stride*size" if they are of one size and evenly spaced, as raw ones are;
+            else base64 of little-endian uint32 pairs, the gap before each image and its size.
     """
 
     path: str
     bytes: int
     sha256: str
     count: int
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
+    places: str
 
     def __post_init__(self) -> None:
         """Checks every field against the others."""
-        _require(isinstance(self.path, str) and self.path != "", "a shard has no path")
         parts = self.path.split("/")
         clean = not ({"", ".", ".."} & set(parts)) and not re.search(r"[\\:\x00-\x1f]", self.path)
         _require(clean, f"shard path {self.path!r} must be relative to the manifest and stay beneath it")
-        _require(
-            _is_count(self.bytes) and _is_count(self.count), f"{self.path}: bytes and count must be whole numbers >= 0"
-        )
+        _require(self.bytes >= 0, f"{self.path}: bytes is {self.bytes}, which is negative")
         _require(self.count > 0, f"{self.path}: it is listed with no samples")
-        hashed = isinstance(self.sha256, str) and _HEX_SHA256.fullmatch(self.sha256) is not None
-        _require(hashed, f"{self.path}: sha256 must be 64 lower-case hexadecimal digits")
-        numbers = _are_counts(self.offsets) and _are_counts(self.sizes)
-        _require(numbers, f"{self.path}: offsets and sizes must be whole numbers >= 0")
         _require(
-            len(self.offsets) == len(self.sizes) == self.count,
-            f"{self.path}: count is {self.count}, but it has {len(self.offsets)} offsets and {len(self.sizes)} sizes",
+            _HEX_SHA256.fullmatch(self.sha256) is not None,
+            f"{self.path}: sha256 must be 64 lower-case hexadecimal digits",
         )
-        end = _TAR_BLOCK
-        for offset, size in zip(self.offsets, self.sizes, strict=True):
-            _require(offset >= end, f"{self.path}: the image at byte {offset} overlaps what lies before it")
-            end = offset + size
+        offsets, sizes = self.offsets, self.sizes
+        _require(
+            len(offsets) == len(sizes) == self.count,
+            f"{self.path}: count is {self.count}, but it has {len(offsets)} places",
+        )
+        begins = offsets >= np.concatenate([[_TAR_BLOCK], (offsets + sizes)[:-1]])
+        if not begins.all():
+            at = offsets[np.argmin(begins)]
+            raise DataError(f"{self.path}: the image at byte {at} overlaps what lies before it")
+        end = offsets[-1] + sizes[-1]
         _require(end <= self.bytes, f"{self.path}: an image ends at byte {end}, beyond the shard's {self.bytes} bytes")
+
+    @staticmethod
+    def of(path: str, length: int, sha256: str, offsets: Sequence[int], sizes: Sequence[int]) -> "Shard":
+        """The entry of a tar whose images begin at these bytes and have these sizes."""
+        return Shard(path=path, bytes=length, sha256=sha256, count=len(offsets), places=_written(offsets, sizes))
+
+    @property
+    def _arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        try:
+            if match := re.fullmatch(r"(\d{1,18})\+(\d{1,18})\*(\d{1,18})", self.places):
+                first, stride, size = map(int, match.groups())
+                return first + stride * np.arange(self.count), np.full(self.count, size, np.int64)
+            pairs = np.frombuffer(base64.b64decode(self.places, validate=True), "<u4").reshape(-1, 2).astype(np.int64)
+        except (ValueError, OverflowError, MemoryError) as error:
+            raise DataError(f"{self.path}: places are neither first+stride*size nor base64 of pairs") from error
+        ends = pairs.sum(1).cumsum()
+        return ends - pairs[:, 1], pairs[:, 1]
+
+    @cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        """First byte of each image inside the tar, in the order of the samples, int64 of shape (count,)."""
+        return self._arrays[0]
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """Bytes of each image, int64 of shape (count,)."""
+        return self._arrays[1]
+
+
+def _written(offsets: Sequence[int], sizes: Sequence[int]) -> str:
+    starts, lengths = np.array(offsets, np.int64), np.array(sizes, np.int64)
+    strides = np.diff(starts)
+    if len(starts) and (lengths == lengths[0]).all() and (strides == strides[:1]).all():
+        return f"{starts[0]}+{strides[0] if len(strides) else 0}*{lengths[0]}"
+    gaps = starts - np.concatenate([[0], (starts + lengths)[:-1]])
+    pairs = np.stack([gaps, lengths], axis=1) if len(starts) else np.empty((0, 2), np.int64)
+    if ((pairs < 0) | (pairs >= 2**32)).any():
+        raise DataError("the images of a tar must lie one after another, each of them and each gap below 4 GiB")
+    return base64.b64encode(pairs.astype("<u4").tobytes()).decode("ascii")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +130,7 @@ class SplitManifest:
 
     def __post_init__(self) -> None:
         """Checks that the counts add up."""
-        _require(
-            _is_count(self.count) and self.count > 0, f"a split's count must be a whole number > 0, not {self.count!r}"
-        )
+        _require(self.count > 0, f"a split's count must be a whole number > 0, not {self.count!r}")
         total = sum(shard.count for shard in self.shards)
         _require(total == self.count, f"the shards hold {total} images, but the split's count is {self.count}")
 
@@ -115,6 +147,8 @@ class Manifest:
         flip: Whether mirrored images may be trained on.
         splits: Shards of each split.
         root: URL of the folder that the shards' paths start from; "" for the manifest's own.
+        format: What kind of file this is.
+        version: Of the format.
     """
 
     name: str
@@ -124,19 +158,16 @@ class Manifest:
     flip: bool
     splits: Mapping[str, SplitManifest]
     root: str = ""
+    format: Literal["bcm-shards"] = "bcm-shards"
+    version: Literal[2] = 2
 
     def __post_init__(self) -> None:
         """Checks every field; the splits become read-only."""
-        _require(isinstance(self.name, str) and self.name != "", "name must be a non-empty text")
-        sized = _is_count(self.resolution) and 0 < self.resolution <= LARGEST_RESOLUTION
+        _require(self.name != "", "name must be a non-empty text")
+        sized = 0 < self.resolution <= LARGEST_RESOLUTION
         _require(sized, f"resolution must be a whole number from 1 to {LARGEST_RESOLUTION}")
-        _require(
-            self.channels in (1, 3) and _is_count(self.channels), f"channels must be 1 or 3, not {self.channels!r}"
-        )
-        named = all(isinstance(name, str) for name in self.class_names) and len(self.class_names) > 0
-        _require(named, "class_names must be a non-empty list of texts")
-        _require(isinstance(self.flip, bool), "flip must be true or false")
-        _require(isinstance(self.root, str), "root must be a text")
+        _require(self.channels in (1, 3), f"channels must be 1 or 3, not {self.channels!r}")
+        _require(len(self.class_names) > 0, "class_names must be a non-empty list of texts")
         _require(len(self.splits) > 0, "there are no splits")
         for split in self.splits:
             _require(_SPLIT_NAME.fullmatch(split) is not None, f"split name {split!r} must be of a-z, 0-9, '_' and '-'")
@@ -147,13 +178,12 @@ class Manifest:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles through JSON, because a read-only mapping does not pickle."""
-        return _unpickled, (self.to_json(),)
+        return parse_manifest, (self.to_json(), "pickled manifest")
 
     def to_json(self) -> str:
         """The canonical JSON text: sorted keys, no spaces, ASCII."""
         value: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         value["splits"] = {name: asdict(split) for name, split in self.splits.items()}
-        value |= {"format": FORMAT, "version": FORMAT_VERSION}
         if not self.root:
             del value["root"]
         return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
@@ -174,67 +204,47 @@ class Manifest:
         return self.splits[name]
 
 
-def _unpickled(text: str) -> Manifest:
-    return parse_manifest(json.loads(text), "pickled manifest")
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
-def _table(value: object, keys: set[str], where: str) -> dict[str, Any]:
-    """`value` as a dict with exactly `keys`."""
-    if not isinstance(value, dict):
-        raise DataError(f"{where} must be an object with the keys {', '.join(sorted(keys))}")
-    missing, unknown = sorted(keys - set(value)), sorted(set(value) - keys)
-    _require(not missing, f"{where} lacks {', '.join(missing)}")
-    _require(not unknown, f"{where} has unknown keys: {', '.join(map(repr, unknown))}")
-    return value
-
-
-def _list(value: object, where: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise DataError(f"{where} must be a list")
-    return value
-
-
-def parse_shard(value: object, where: str) -> Shard:
-    """The Shard in a decoded JSON value, checked strictly; `where` begins some error messages."""
-    table = _table(value, {field.name for field in fields(Shard)}, where)
-    offsets, sizes = (tuple(_list(table[key], f"{where}.{key}")) for key in ("offsets", "sizes"))
-    return Shard(**{**table, "offsets": offsets, "sizes": sizes})
-
-
-def _split(value: object, where: str) -> SplitManifest:
-    table = _table(value, {"count", "shards"}, where)
-    shards = enumerate(_list(table["shards"], f"{where}.shards"))
-    return SplitManifest(
-        count=table["count"], shards=tuple(parse_shard(shard, f"{where}.shards[{i}]") for i, shard in shards)
-    )
-
-
-def parse_manifest(value: object, where: str) -> Manifest:
-    """The Manifest in a decoded JSON value, checked strictly; `where` (its URL) begins every error message."""
-    own = {field.name for field in fields(Manifest)}
+def read_record(kind: type[T], text: str | bytes) -> T:
+    """The dataclass in a JSON text, read strictly: a DataError names the key that is wrong, missing or unknown."""
     try:
-        if isinstance(value, dict) and (value.get("format"), value.get("version")) != (FORMAT, FORMAT_VERSION):
-            raise DataError(
-                f"format is {value.get('format')!r} version {value.get('version')!r}, but this program reads "
-                f"{FORMAT!r} version {FORMAT_VERSION}"
-            )
-        given = {"root": "", **value} if isinstance(value, dict) else value
-        table = _table(given, own | {"format", "version"}, "the manifest")
-        if not isinstance(table["splits"], dict):
-            raise DataError("splits must be an object")
-        splits = {name: _split(split, f"splits.{name}") for name, split in table["splits"].items()}
-        names = tuple(_list(table["class_names"], "class_names"))
-        rest = {key: table[key] for key in own - {"splits", "class_names"}}
-        return Manifest(**rest, class_names=names, splits=splits)
-    except DataError as error:
+        return _adapter(kind).validate_json(text, strict=True, extra="forbid")
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            raise DataError(f"unknown key {key!r}") from None
+        if first["type"].startswith("missing"):
+            raise DataError(f"missing key {key!r}") from None
+        raise DataError(f"{key}: {first['msg'].lower()}, not {first['input']!r:.60}") from None
+
+
+def parse_manifest(text: str | bytes, where: str) -> Manifest:
+    """The Manifest in a JSON text, checked strictly; `where` (its URL) begins every error message."""
+    try:
+        return read_record(Manifest, _current(text))
+    except (DataError, RecursionError) as error:
         raise DataError(
             f"{where} is not a valid manifest: {error}. Write the set again with python -m pipelines.prepare."
         ) from None
 
 
-def shard_name(split: str, index: int) -> str:
-    """File name of a shard, relative to the manifest."""
-    return f"{split}-{index:06d}.tar"
+def _current(text: str | bytes) -> str | bytes:
+    """The text of a manifest of version 1, which lists every offset and size, in the form of version 2."""
+    if not re.search(rb'"version"\s*:\s*1\b', text if isinstance(text, bytes) else text.encode()):
+        return text
+    try:
+        value = json.loads(text)
+        for split in value["splits"].values():
+            for shard in split["shards"]:
+                shard["places"] = _written(shard.pop("offsets"), shard.pop("sizes"))
+        return json.dumps({**value, "version": 2})
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
+        return text  # which is refused, with the reason
 
 
 def write_manifest(url: str, manifest: Manifest) -> None:
@@ -250,7 +260,7 @@ def load_manifest(url: str) -> Manifest:
             f"there is no data set at {url} (no {MANIFEST_NAME}): it was never prepared, or that was interrupted. "
             "Run python -m pipelines.prepare to make it."
         )
-    return parse_manifest(store.read_json(place), place)
+    return parse_manifest(store.read_bytes(place), place)
 
 
 def shard_problems(url: str, manifest: Manifest) -> list[str]:
@@ -278,3 +288,8 @@ def check_shards(url: str, manifest: Manifest) -> None:
             f"{problems[0]}{more}. Copy the shards again from a good source, or run python -m pipelines.prepare again, "
             "which writes an incomplete set anew."
         )
+
+
+def shard_name(split: str, index: int) -> str:
+    """File name of a shard, relative to the manifest."""
+    return f"{split}-{index:06d}.tar"

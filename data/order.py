@@ -1,18 +1,27 @@
-"""The order of samples: pure functions of (seed, epoch, counts of the shards), the same on any number of workers.
+"""Which image comes when, and which shards come next: pure functions of (seed, images seen, manifest, window).
 
-The images of all epochs form one endless stream. A training run's place in it is one integer: the images seen so far.
+They are the same on any number of workers, whatever a node's cache holds. The images of all epochs form one endless
+stream. A training run's place in it is one integer: the images seen so far.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import count as count_from
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import DataError
+from data.manifest import Manifest
 
 SEED_LIMIT = 2**63
 """Seeds and epochs lie in [0, SEED_LIMIT)."""
+
+WINDOW_BYTES = 20 * 2**30
+"""Pixels of a window, at most: three of them fit into the cache that a node has by default. ImageNet-64 has 15.7 GB."""
+FIRST_WINDOW_BYTES = 64 * 2**20
+"""The same in epoch 0, so that training begins when the first of a set's windows is there."""
 
 _EPOCHS_KEPT = 4
 _ORDER_STREAM, _FLIP_STREAM = 0, 1
@@ -29,11 +38,13 @@ class Shuffle:
         counts: Number of images of each shard, in the order of the manifest.
         window: Largest number of shards in a window.
         first_window: The same in epoch 0, where it may be smaller: training begins when the first window is there.
+        count: Number of images.
     """
 
     counts: tuple[int, ...]
     window: int
     first_window: int
+    count: int = field(init=False)
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -41,26 +52,37 @@ class Shuffle:
             raise DataError(f"cannot shuffle shards of {self.counts} images: each needs at least one")
         if min(self.window, self.first_window) < 1:
             raise DataError(f"windows of {self.window} and {self.first_window} shards: give at least 1")
-
-    @property
-    def count(self) -> int:
-        """Number of images."""
-        return sum(self.counts)
+        object.__setattr__(self, "count", sum(self.counts))
 
     def windows(self, epoch: int) -> int:
         """Number of windows in an epoch."""
         return -(-len(self.counts) // (self.first_window if epoch == 0 else self.window))
 
-    @property
-    def smallest_window(self) -> int:
-        """No window holds fewer images, in any epoch."""
-        shards = min(len(self.counts) // self.windows(epoch) for epoch in (0, 1))
-        return sum(sorted(self.counts)[:shards])
-
 
 def whole(count: int) -> Shuffle:
     """The shuffle of `count` images within one window."""
     return Shuffle(counts=(count,), window=1, first_window=1)
+
+
+def shuffle_of(manifest: Manifest, split: str, window: int = 0) -> Shuffle:
+    """How a split is shuffled.
+
+    Args:
+        manifest: Of the set.
+        split: Name of the split.
+        window: Shards in a window; 0 for all of them, or where their pixels exceed `WINDOW_BYTES`, for the greatest
+            power of two of them that does not.
+    """
+    shards = manifest.split(split).shards
+    pixels = manifest.split(split).count * manifest.channels * manifest.resolution**2
+    if window < 0 or window > len(shards):
+        raise DataError(f"window is {window}: give a number of shards up to the {len(shards)} of {split!r}, or 0")
+    fitting = max(1, WINDOW_BYTES * len(shards) // pixels)
+    default = len(shards) if pixels <= WINDOW_BYTES else 2 ** (fitting.bit_length() - 1)
+    first = max(1, FIRST_WINDOW_BYTES * len(shards) // pixels)
+    window = window or default
+    counts = tuple(shard.count for shard in shards)
+    return Shuffle(counts=counts, window=window, first_window=min(first, window))
 
 
 def _words(seed: int, epoch: int, stream: int, count: int, kind: int = _IMAGES) -> NDArray[np.uint64]:
@@ -145,6 +167,17 @@ def batch_ids(
         order = epoch_order(seed, int(epoch), whole(count) if isinstance(split, int) else split)
         ids[chosen] = order[places[chosen]]
     return epochs, ids
+
+
+def windows_from(seed: int, images_seen: int, shuffle: Shuffle) -> Iterator[NDArray[np.int64]]:
+    """The shards of each window, from the one that a place of the endless stream lies in, without end."""
+    first_epoch, place = divmod(images_seen, shuffle.count)
+    for epoch in count_from(first_epoch):
+        window = window_of_shard(seed, epoch, shuffle)
+        sizes = np.bincount(window, weights=shuffle.counts)
+        first = int(np.searchsorted(sizes.cumsum(), place, side="right")) if epoch == first_epoch else 0
+        for number in range(first, shuffle.windows(epoch)):
+            yield np.flatnonzero(window == number)
 
 
 def rank_slice(batch_size: int, rank: int, world_size: int) -> slice:

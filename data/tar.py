@@ -82,7 +82,13 @@ def _octal(digits: NDArray[np.uint8]) -> NDArray[np.int64] | None:
 
 
 def _names(blocks: NDArray[np.uint8]) -> list[str] | None:
-    names, prefixes = (_texts(blocks[:, places]) for places in (slice(0, 100), slice(345, 500)))
+    names, prefixes = (
+        [
+            row.partition(b"\0")[0]
+            for row in np.ascontiguousarray(blocks[:, first:end]).view(f"S{end - first}")[:, 0].tolist()
+        ]
+        for first, end in ((0, 100), (345, 500))
+    )
     # Only the POSIX form of header continues the name there, but not every reader heeds that.
     posix = (blocks[:, 257:263] == np.frombuffer(b"ustar\0", np.uint8)).all(1).tolist()
     if any(prefix and not is_posix for prefix, is_posix in zip(prefixes, posix, strict=True)):
@@ -94,9 +100,3 @@ def _names(blocks: NDArray[np.uint8]) -> list[str] | None:
         ]
     except UnicodeDecodeError:
         return None
-
-
-def _texts(fields: NDArray[np.uint8]) -> list[bytes]:
-    """Each row up to its first zero."""
-    rows: list[bytes] = np.ascontiguousarray(fields).view(f"S{fields.shape[1]}")[:, 0].tolist()
-    return [row.partition(b"\0")[0] for row in rows]

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made import write_split
 from torch import Tensor
 
 from data.manifest import Manifest, write_manifest
-from data.prepare.pack import Sample, write_split
+from data.prepare.pack import Sample
 
 CLASSES = 10
 RESOLUTION = 16

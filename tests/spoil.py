@@ -5,12 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from made import write_split
 from world import Outcome, World, edit_json
 
 from bcm.checkpoint import INDEX
 from bcm.inference import SCHEDULES
 from data.manifest import MANIFEST_NAME, load_manifest, write_manifest
-from data.prepare.pack import Sample, write_split
+from data.prepare.pack import Sample
 from pipelines.training import run as runs
 
 

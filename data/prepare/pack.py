@@ -8,18 +8,16 @@ none and is never taken for whole.
 import hashlib
 import io
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data import store
 from data.decode import LABEL_EXTENSION, raw_header
 from data.errors import DataError
-from data.manifest import LARGEST_RESOLUTION, Shard, SplitManifest, shard_name
+from data.manifest import LARGEST_RESOLUTION, Shard
 
 SAMPLES_PER_SHARD = 1000
 """Samples in each shard but the last of a split: 3 MB of CIFAR-10."""
@@ -111,14 +109,7 @@ class Packed:
 
     def shard(self, path: str) -> Shard:
         """Its entry for the manifest."""
-        return Shard(
-            path=path,
-            bytes=len(self.payload),
-            sha256=hashlib.sha256(self.payload).hexdigest(),
-            count=len(self.offsets),
-            offsets=self.offsets,
-            sizes=self.sizes,
-        )
+        return Shard.of(path, len(self.payload), hashlib.sha256(self.payload).hexdigest(), self.offsets, self.sizes)
 
 
 def pack(samples: Iterable[Sample], encoding: str) -> Packed:
@@ -136,39 +127,3 @@ def pack(samples: Iterable[Sample], encoding: str) -> Packed:
             sizes.append(len(payload))
             offsets.append(buffer.tell() - -(-len(payload) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
     return Packed(payload=buffer.getvalue(), offsets=tuple(offsets), sizes=tuple(sizes))
-
-
-def _uniform(samples: Iterable[Sample], split: str) -> Iterator[Sample]:
-    """The samples, as long as their keys differ and their images have one shape."""
-    shape: tuple[int, ...] | None = None
-    keys: set[str] = set()
-    for sample in samples:
-        if shape is not None and sample.image.shape != shape:
-            raise DataError(
-                f"{split} sample {sample.key} has shape {sample.image.shape}, but those before it have {shape}"
-            )
-        if sample.key in keys:
-            raise DataError(f"{split} sample key {sample.key!r} occurs twice: give each sample its own key")
-        shape = sample.image.shape
-        keys.add(sample.key)
-        yield sample
-
-
-def write_split(
-    url: str,
-    split: str,
-    samples: Iterable[Sample],
-    *,
-    samples_per_shard: int = SAMPLES_PER_SHARD,
-    encoding: str = "raw",
-) -> SplitManifest:
-    """Writes the shards of one split under `url` and returns their description; writes no manifest."""
-    if samples_per_shard < 1:
-        raise DataError(f"samples per shard is {samples_per_shard}: give at least 1")
-    shards: list[Shard] = []
-    stream = _uniform(samples, split)
-    while batch := list(islice(stream, samples_per_shard)):
-        packed = pack(batch, encoding)
-        shards.append(packed.shard(shard_name(split, len(shards))))
-        store.write_bytes(store.join(url, shards[-1].path), packed.payload)
-    return SplitManifest(count=sum(shard.count for shard in shards), shards=tuple(shards))

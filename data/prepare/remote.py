@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from data import store
-from data.store.failures import explained
+from data.store.failures import failure
 
 _BLOCK = 2**20
 
@@ -49,5 +49,7 @@ def open_seekable(url: str) -> BinaryIO:
     """The file at `url`, opened for reading here and there."""
     if not store.is_local(url):
         return cast(BinaryIO, io.BufferedReader(_Ranges(url), _BLOCK))
-    with explained("read", url):
+    try:
         return Path(store.absolute(url)).open("rb")
+    except OSError as error:
+        raise failure("read", url, error) from error

@@ -22,7 +22,7 @@ from data.manifest import Shard
 from data.prepare.files import split_of
 from data.prepare.layout import Encoded
 from data.prepare.pixels import LARGEST_FILE
-from data.store.failures import explained
+from data.store.failures import failure
 
 _MOST_CLASSES = 1_000_000
 _LONGEST_LABEL = 2**20
@@ -70,14 +70,8 @@ class Scan:
 
     def shard(self) -> Shard:
         """Its entry for a manifest that describes it as it is."""
-        return Shard(
-            path=self.path,
-            bytes=self.bytes,
-            sha256=self.sha256,
-            count=len(self.members),
-            offsets=tuple(member.offset for member in self.members),
-            sizes=tuple(member.size for member in self.members),
-        )
+        offsets, sizes = [member.offset for member in self.members], [member.size for member in self.members]
+        return Shard.of(self.path, self.bytes, self.sha256, offsets, sizes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +139,11 @@ def _fetched(url: str, expected_bytes: int | None, sha256: str | None) -> Iterat
         if not store.is_local(url):
             place = Path(temporary) / "shard.tar"
             store.fetch(url, expected_bytes, sha256, place)
-        with explained("read", url), place.open("rb") as file:
+        try:
+            file = place.open("rb")
+        except OSError as error:
+            raise failure("read", url, error) from error
+        with file:
             yield file
 
 

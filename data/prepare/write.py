@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from data import store
 from data.errors import DataError
-from data.manifest import Shard, parse_shard, shard_name
+from data.manifest import Shard, read_record, shard_name
 from data.prepare.layout import Encoded, Plan, Task
 from data.prepare.pack import Form, Sample, pack
 from data.prepare.pixels import square
@@ -28,6 +28,14 @@ Runner = Callable[[Callable[[Any], Iterator[Any]], Sequence[Any]], Iterator[Any]
 _LEFT_BEHIND = re.compile(r"\.[\w.-]+\.(?:tar|json)\.[0-9a-f]{32}\.tmp|\.[\w-]+-\d{6}\.tar\.json")
 _READERS = 16
 _NAMED = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """What lies beside a shard until the set is whole: what it was made from, and what it must hold."""
+
+    source: str
+    shard: Shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +74,8 @@ def write_task(task: Task, *, to: str, form: Form) -> Iterator[Written | Damaged
         if shard.count != count:
             raise DataError(f"the source gave {shard.count} images for {shard.path}, not {count}: it has changed")
         store.write_bytes(store.join(to, shard.path), packed.payload)
-        note = {"source": task.only(place, place + 1).fingerprint(form), "shard": asdict(shard)}
-        store.write_json(store.join(to, _note(shard.path)), note)
+        note = Note(source=task.only(place, place + 1).fingerprint(form), shard=shard)
+        store.write_json(store.join(to, _note(shard.path)), asdict(note))
         yield Written(split=task.split, index=index, shard=shard)
 
 
@@ -110,14 +118,13 @@ def _noted(task: Task, form: Form, to: str, sizes: Mapping[str, int], place: int
     if not {name, _note(name)} <= sizes.keys():
         return None
     try:
-        note = store.read_json(store.join(to, _note(name)))
-        shard = parse_shard(note["shard"], name)
-    except (DataError, KeyError, TypeError):
+        note = read_record(Note, store.read_bytes(store.join(to, _note(name))))
+    except DataError:
         return None
-    same = note.get("source") == task.only(place, place + 1).fingerprint(form)
-    if not same or shard.path != name or shard.bytes != sizes[name]:
+    same = note.source == task.only(place, place + 1).fingerprint(form)
+    if not same or note.shard.path != name or note.shard.bytes != sizes[name]:
         return None
-    return Written(split=task.split, index=index, shard=shard)
+    return Written(split=task.split, index=index, shard=note.shard)
 
 
 def healthy(results: Iterator[Written | Damaged]) -> Iterator[Written]:

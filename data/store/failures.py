@@ -3,10 +3,8 @@
 import errno
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from data.errors import DataError
+from data.errors import DataError, StorageError
 
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 
@@ -97,22 +95,16 @@ def is_lasting(error: BaseException) -> bool:
     """Whether trying again cannot help."""
     code = status(error)
     refused = code is not None and 400 <= code < 500 and code not in _PASSING
-    return refused or bool(_names(error) & _LASTING)
+    full = isinstance(error, OSError) and error.errno in NO_SPACE
+    return refused or full or bool(_names(error) & _LASTING)
 
 
 def failure(action: str, url: str, error: BaseException, attempts: int = 1) -> DataError:
-    """The DataError "cannot {action} {url}: ...", with the cause, a remedy, and no secret from the environment."""
+    """The DataError "cannot {action} {url}: ...", with the cause, a remedy, and no secret from the environment.
+
+    It is a StorageError where trying again later can help.
+    """
     detail = " ".join(str(error).split())[:300].rstrip(".") or "no details"
     tried = f" ({attempts} attempts)" if attempts > 1 else ""
-    return DataError(_masked(f"cannot {action} {url}{tried}: {type(error).__name__}: {detail}. {_remedy(error)}."))
-
-
-@contextmanager
-def explained(action: str, url: str) -> Iterator[None]:
-    """Turns whatever fsspec and its plug-ins raise, which has no common base but Exception, into a DataError."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:
-        raise failure(action, url, error) from error
+    kind = DataError if is_lasting(error) else StorageError
+    return kind(_masked(f"cannot {action} {url}{tried}: {type(error).__name__}: {detail}. {_remedy(error)}."))

@@ -14,7 +14,7 @@ import fsspec
 import pyarrow.fs
 
 from data.errors import DataError
-from data.store.failures import explained
+from data.store.failures import failure
 
 # Servers other than Amazon's refuse the newer checksum trailers, or answer a range with the checksum of the whole file.
 _S3_CONFIG: Mapping[str, Any] = {
@@ -35,8 +35,11 @@ def _scheme(url: str) -> str:
     return url.partition("://")[0].lower() if "://" in url else "file"
 
 
-def filesystem(url: str, silence: float = _WRITE_SECONDS) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec file system of a URL and the path inside it; `silence` is how long an S3 server may send nothing."""
+def filesystem(url: str, *, reading: bool = False) -> tuple[Any, str]:
+    """The fsspec file system of a URL and the path inside it.
+
+    For reading, it neither waits for long nor tries again, as `data.store.transfer` does that.
+    """
     if not url.strip():
         raise DataError("the storage URL is empty: give a path or a URL such as s3://bucket/folder")
     scheme = _scheme(url)
@@ -45,25 +48,23 @@ def filesystem(url: str, silence: float = _WRITE_SECONDS) -> tuple[fsspec.Abstra
             f"the {scheme} URL holds credentials (a part before '@'): give them in the environment instead, for "
             "example as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
-    if has_buckets(url) and not urlsplit(url).netloc:
+    if scheme in _BUCKET_STORES and not urlsplit(url).netloc:
         raise DataError(f"{url} names no bucket: write {scheme}://bucket/folder")
     if "::" in url:
         raise DataError(f"{url} chains several file systems, which is not supported: give one plain URL")
     options: dict[str, Any] = {}
-    if is_s3(url):
+    if scheme in _S3_PROTOCOLS:
+        silence = _READ_SECONDS if reading else _WRITE_SECONDS
         # Listings are never cached because other processes write too.
         options = {"use_listings_cache": False, "config_kwargs": {**_S3_CONFIG, "read_timeout": silence}}
-    with explained("open", url):
-        return fsspec.core.url_to_fs(url, **options)
-
-
-def reader(url: str) -> tuple[Any, str]:
-    """What `filesystem` gives, for reading: it neither waits for long nor tries again, `data.store.retries` does."""
-    found: Any
-    found, path = filesystem(url, _READ_SECONDS)
-    if is_s3(url):
-        found.retries = 1
-    return found, path
+    try:
+        files: Any
+        files, path = fsspec.core.url_to_fs(url, **options)
+    except Exception as error:  # fsspec and its plug-ins have no common base
+        raise failure("open", url, error) from error
+    if reading and scheme in _S3_PROTOCOLS:
+        files.retries = 1
+    return files, path
 
 
 def is_s3(url: str) -> bool:
@@ -101,10 +102,10 @@ def arrow_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem | None, str]:
     """
     if is_local(url):
         return None, absolute(url)
-    found, path = filesystem(url)
-    if {"key", "secret", "token"} & set(found.storage_options):
+    files, path = filesystem(url)
+    if {"key", "secret", "token"} & set(files.storage_options):
         raise DataError(
             "fsspec's own settings (FSSPEC_S3_* or its configuration file) hold credentials, which would be written "
             "into Ray's files: give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment instead"
         )
-    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(found)), path
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(files)), path

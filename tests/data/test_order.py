@@ -1,12 +1,24 @@
 """The order of samples is a pure function of (seed, epoch, count), the same for any number of workers."""
 
+from itertools import islice
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.order import Shuffle, batch_ids, epoch_order, flips, permutation, rank_slice, whole, window_of_shard
+from data.order import (
+    Shuffle,
+    batch_ids,
+    epoch_order,
+    flips,
+    permutation,
+    rank_slice,
+    whole,
+    window_of_shard,
+    windows_from,
+)
 
 seeds = st.integers(0, 2**63 - 1)
 counts = st.integers(1, 400)
@@ -105,9 +117,24 @@ def test_an_epoch_goes_through_its_windows_one_by_one(
     order = epoch_order(seed, epoch, shuffle)
     assert sorted(order.tolist()) == list(range(sum(counts)))
     images_of_windows = np.bincount(windows, weights=counts)
-    assert images_of_windows.min() >= shuffle.smallest_window
     walked = np.repeat(windows, counts)[order]
     assert walked.tolist() == np.repeat(np.arange(len(images_of_windows)), images_of_windows.astype(int)).tolist()
+
+
+@given(seeds, st.integers(0, 2**20), layouts, st.integers(1, 6))
+@settings(max_examples=60)
+def test_the_shards_that_come_next_are_those_of_the_images_that_come_next(
+    seed: int, seen: int, counts: tuple[int, ...], window: int
+) -> None:
+    shuffle = Shuffle(counts=counts, window=window, first_window=1)
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    _, ids = batch_ids(seed, seen, 2 * sum(counts), shuffle)
+    needed = list(dict.fromkeys((np.searchsorted(starts, ids, side="right") - 1).tolist()))
+    coming: list[int] = []
+    for shards in islice(windows_from(seed, seen, shuffle), 2 * len(counts)):
+        coming += [shard for shard in shards.tolist() if shard not in coming]
+    first = next(windows_from(seed, seen, shuffle)).tolist()
+    assert needed[0] in first and set(needed) <= set(coming)
 
 
 @given(seeds, st.integers(0, 3), layouts)

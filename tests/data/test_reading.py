@@ -5,7 +5,7 @@ import fcntl
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,14 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data import store
-from data.cache import Split, cached_split, open_split
+from data.cache import ShardCache
 from data.errors import DataError
-from data.extent import COUNTED
-from data.folder import locked
 from data.loader import Batch, Loader
 from data.manifest import Manifest, SplitManifest
-from data.order import epoch_order
-from data.plan import plan
+from data.order import Shuffle, epoch_order, shuffle_of
 from data.prepare.pack import Sample, pack
 
 SEED = 11
@@ -56,9 +53,9 @@ def write(folder: Path, counts: list[int], resolution: int = 2, encoding: str = 
 
 
 def budget_of(manifest: Manifest, shards: int) -> int:
-    """A budget that allows windows of so many of the largest shards, decoded."""
+    """A budget that allows for so many of the largest shards, decoded."""
     largest = max(shard.count for shard in manifest.split("train").shards)
-    return 3 * shards * (largest * (8 + 3 * manifest.resolution**2) + 33)
+    return shards * (largest * (8 + 3 * manifest.resolution**2) + 32)
 
 
 def joined(parts: list[Batch]) -> tuple[list[int], torch.Tensor, list[int], list[int]]:
@@ -72,13 +69,25 @@ def joined(parts: list[Batch]) -> tuple[list[int], torch.Tensor, list[int], list
     )
 
 
-def walked(split: Callable[[], Split], batch_size: int, stops: list[tuple[int, int]]) -> Iterator[list[int]]:
-    """Ids of each global batch of a run that stops and goes on: (workers, steps), one after another."""
+def walked(
+    folder: Path,
+    manifest: Manifest,
+    shuffle: Shuffle,
+    batch_size: int,
+    stops: list[tuple[int, int]],
+    budgets: Sequence[int] = (10**9,),
+) -> Iterator[list[int]]:
+    """Ids of each global batch of a run that stops and goes on: (workers, steps), one after another.
+
+    Each budget is that of a node: rank r works on node r modulo their number, with a cache folder of its own.
+    """
     seen = 0
     for workers, steps in stops:
+        nodes = [rank % len(budgets) for rank in range(workers)]
         ranks = [
             Loader(
-                cached=split(),
+                cache=ShardCache(str(folder), manifest, "train", folder / f"cache{node}", budgets[node]),
+                shuffle=shuffle,
                 batch_size=batch_size,
                 seed=SEED,
                 rank=rank,
@@ -86,7 +95,7 @@ def walked(split: Callable[[], Split], batch_size: int, stops: list[tuple[int, i
                 flip=False,
                 pinned=False,
             ).batches(seen)
-            for rank in range(workers)
+            for rank, node in enumerate(nodes)
         ]
         for _ in range(steps):
             ids, images, labels, positions = joined([next(rank) for rank in ranks])
@@ -115,95 +124,120 @@ def counted() -> Iterator[Counter[str]]:
 
 
 @given(
-    counts=st.lists(st.integers(33, 48), min_size=1, max_size=7),
-    window=st.sampled_from([1, 2, 4]),
-    batch=st.sampled_from([2, 4]),
+    counts=st.lists(st.integers(33, 48), min_size=3, max_size=7),
+    window=st.sampled_from([1, 2, 3]),
+    batch=st.sampled_from([12, 24]),
     data=st.data(),
 )
 @settings(quick, max_examples=15)
-def test_every_epoch_is_a_permutation_across_stops_and_changes_of_workers(counts, window, batch, data) -> None:
-    with tempfile.TemporaryDirectory() as name, counted() as fetched:
+def test_every_epoch_is_a_permutation_across_stops_changes_of_workers_and_budgets(counts, window, batch, data) -> None:
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         manifest = write(folder, counts)
-        budget = budget_of(manifest, window)
-        shuffle = plan(manifest, "train", budget).shuffle
+        shuffle = shuffle_of(manifest, "train", window)
         total = sum(counts)
         steps, stops = -(-2 * total // batch), []
         while steps > 0:
-            workers = data.draw(st.sampled_from([n for n in (1, 2, 4) if batch % n == 0]))
+            workers = data.draw(st.sampled_from([1, 2, 3, 4]))
             stops.append((workers, data.draw(st.integers(1, steps))))
             steps = steps - stops[-1][1] if len(stops) < 4 else 0
-        split = partial(open_split, name, manifest, "train", folder / "cache", budget)
-        batches = list(walked(split, batch, stops))
-        ids = [i for batch_ids in batches for i in batch_ids]
+        budgets = [budget_of(manifest, data.draw(st.integers(3, 9))) for _ in range(3)]
+        ids = [i for batch_ids in walked(folder, manifest, shuffle, batch, stops, budgets) for i in batch_ids]
         orders = np.concatenate([epoch_order(SEED, epoch, shuffle) for epoch in range(3)])
         assert ids == orders[: len(ids)].tolist()
         for epoch in range(len(ids) // total):
             assert sorted(ids[epoch * total : (epoch + 1) * total]) == list(range(total))
-        # At most once in each pass over its window, those that a stop cuts in two and those fetched ahead included.
-        assert max(fetched.values()) <= 3 + len(stops)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_moving_window_reads_each_shard_once_in_an_epoch(tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+def test_batches_are_the_same_at_any_number_of_workers_and_three_budgets(tmp_path: Path, workers: int) -> None:
     manifest = write(tmp_path, [40] * 12)
-    budget = budget_of(manifest, 2)
-    assert not plan(manifest, "train", budget).resident
+    shuffle = shuffle_of(manifest, "train", 4)
+    # The smallest cache does not hold a window, the next one just does, the last all.
+    budgets = [budget_of(manifest, shards) for shards in (3, 4, 20)]
+    batches = list(walked(tmp_path, manifest, shuffle, 24, [(workers, 40)], budgets))
+    expected = np.concatenate([epoch_order(SEED, epoch, shuffle) for epoch in (0, 1)])
+    assert [i for ids in batches for i in ids] == expected[: 40 * 24].tolist()
+
+
+def test_the_window_follows_from_the_manifest_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = write(tmp_path, [40] * 12)
+    for budget in ("3000", "64G"):
+        monkeypatch.setenv("BCM_CACHE_BUDGET", budget)
+        assert shuffle_of(manifest, "train").window == 12
+    monkeypatch.setattr("data.order.WINDOW_BYTES", 5 * 40 * 12)
+    assert shuffle_of(manifest, "train").window == 4
+    assert shuffle_of(manifest, "train", 7).window == 7
+    with pytest.raises(DataError, match="window is 13: give a number of shards up to the 12 of 'train'"):
+        shuffle_of(manifest, "train", 13)
+
+
+def test_a_cache_of_three_windows_reads_each_shard_once_in_an_epoch(tmp_path: Path) -> None:
+    manifest = write(tmp_path, [40] * 12)
+    shuffle = shuffle_of(manifest, "train", 2)
     epochs = 3
     with counted() as fetched:
-        split = partial(open_split, str(tmp_path), manifest, "train", tmp_path / "cache", budget)
-        ids = list(walked(split, 8, [(workers, epochs * 60)]))
+        ids = list(walked(tmp_path, manifest, shuffle, 8, [(1, epochs * 60)], [budget_of(manifest, 6)]))
     assert len(ids) == epochs * 60
     # Batches made ahead reach into the next epoch's first window, and the one after it is fetched then.
     assert sum(fetched.values()) <= 12 * epochs + 4
     assert max(fetched.values()) <= epochs + 1
 
 
-def test_a_moving_window_stays_within_the_budget(tmp_path: Path) -> None:
+def test_the_cache_stays_within_its_budget(tmp_path: Path) -> None:
     manifest = write(tmp_path, [40] * 12)
-    budget = budget_of(manifest, 2)
+    budget = budget_of(manifest, 6)
     largest = 0
-    split = partial(open_split, str(tmp_path), manifest, "train", tmp_path / "cache", budget)
-    for _ in walked(split, 8, [(1, 90)]):
-        # Nothing is made or removed while this lock is held.
-        with locked(tmp_path / "cache" / "lock", fcntl.LOCK_EX):
-            sizes = [file.stat().st_size for name in COUNTED for file in (tmp_path / "cache").rglob(name)]
-        largest = max(largest, sum(sizes))
+    for _ in walked(tmp_path, manifest, shuffle_of(manifest, "train", 2), 8, [(1, 90)], [budget]):
+        # Nothing is reserved or removed while this lock is held.
+        with (tmp_path / "cache0" / "lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            files = [path for path in (tmp_path / "cache0").iterdir() if path.suffix in (".pixels", ".partial")]
+            largest = max(largest, sum(path.stat().st_size for path in files if path.exists()))
     assert 0 < largest <= budget
 
 
-@pytest.mark.parametrize("form", ["decoded", "encoded", "window of decoded", "window of encoded"])
-def test_every_form_holds_the_same_images(tmp_path: Path, form: str) -> None:
-    encoding = "png" if "encoded" in form else "raw"
-    manifest = write(tmp_path, [64] * 6, resolution=32, encoding=encoding)
-    sizes = {
-        "png": sum(s.bytes + 8 * s.count + 33 for s in manifest.splits["train"].shards),
-        "raw": 384 * 3080 + 6 * 33,
-    }
-    budget = sizes[encoding] if "window" not in form else sizes[encoding] // 2
-    found = plan(manifest, "train", budget)
-    assert (found.decoded, found.resident) == (encoding == "raw", "window" not in form)
-    split = partial(open_split, str(tmp_path), manifest, "train", tmp_path / "cache", budget)
-    ids = list(walked(split, 8, [(2, 48)]))
+def test_a_cache_smaller_than_a_window_is_told_and_gives_the_same_batches(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write(tmp_path, [40] * 6)
+    shuffle = shuffle_of(manifest, "train")
+    small, large = ([budget_of(manifest, shards)] for shards in (3, 6))
+    batches = list(walked(tmp_path, manifest, shuffle, 24, [(1, 12)], small))
+    said = capsys.readouterr().out
+    assert said.startswith("warning: images are shuffled among 6 shards") and "Set BCM_CACHE_BUDGET higher" in said
+    assert batches == list(walked(tmp_path, manifest, shuffle, 24, [(1, 12)], large))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("form", ["pixels", "tar"])
+@pytest.mark.parametrize("window", [6, 2])
+def test_every_form_holds_the_same_images(tmp_path: Path, form: str, window: int) -> None:
+    manifest = write(tmp_path, [64] * 6, resolution=32, encoding="png" if form == "tar" else "raw")
+    entries = manifest.splits["train"].shards
+    sizes = {"tar": sum(s.bytes + 8 * s.count + 32 for s in entries), "pixels": 384 * 3080 + 6 * 32}
+    budget = sizes[form] * window // 6 + (sizes[form] // 6 if window == 2 else 0)
+    shuffle = shuffle_of(manifest, "train", window)
+    ids = list(walked(tmp_path, manifest, shuffle, 8, [(2, 48)], [budget]))
     assert sorted(i for batch in ids for i in batch) == list(range(384))
+    assert {path.suffix for path in (tmp_path / "cache0").iterdir()} - {""} == {f".{form}"}
 
 
-def test_encoded_images_are_indexed_like_an_array(tmp_path: Path) -> None:
+def test_a_shard_is_the_same_in_both_forms(tmp_path: Path) -> None:
     manifest = write(tmp_path, [64] * 3, resolution=32, encoding="png")
-    encoded_bytes = sum(shard.bytes + 8 * shard.count + 33 for shard in manifest.splits["train"].shards)
-    cached = cached_split(str(tmp_path), manifest, "train", tmp_path / "cache", encoded_bytes)
-    decoded = cached_split(str(tmp_path), manifest, "train", tmp_path / "cache", 10**9)
-    assert cached.images.shape == decoded.images.shape == (192, 3, 32, 32)
-    assert len(cached.images) == 192
-    for rows in (5, slice(3, 100), slice(None, 7), np.array([4, 190, 4]), slice(9, 9)):
-        assert np.array_equal(cached.images[rows], decoded.images[rows])
-    assert np.array_equal(cached.labels, decoded.labels)
+    small = sum(shard.bytes + 8 * shard.count + 32 for shard in manifest.splits["train"].shards)
+    tars, pixels = (ShardCache(str(tmp_path), manifest, "train", tmp_path / "c", budget) for budget in (small, 10**9))
+    assert len(tars) == len(pixels) == 192
+    for (images, labels), (same, as_well) in zip(tars.shards(), pixels.shards(), strict=True):
+        assert np.array_equal(images, same) and np.array_equal(labels, as_well)
+    assert {path.suffix for path in (tmp_path / "c").iterdir()} - {""} == {".tar", ".pixels"}
 
 
 def test_batches_come_before_the_split_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = write(tmp_path, [40] * 12)
-    monkeypatch.setattr("data.plan.FIRST_WINDOW_BYTES", 3 * 40 * 20)
-    order = epoch_order(SEED, 0, plan(manifest, "train", 10**6).shuffle)
+    monkeypatch.setattr("data.order.FIRST_WINDOW_BYTES", 3 * 40 * 12)
+    shuffle = shuffle_of(manifest, "train")
+    order = epoch_order(SEED, 0, shuffle)
     late, come, fetch = f"train-{order[-1] // 40:06d}.tar", threading.Event(), store.fetch
 
     def slow(url: str, *arguments, **options) -> None:
@@ -211,46 +245,33 @@ def test_batches_come_before_the_split_is_whole(tmp_path: Path, monkeypatch: pyt
         fetch(url, *arguments, **options)
 
     monkeypatch.setattr(store, "fetch", slow)
-    split = open_split(str(tmp_path), manifest, "train", tmp_path / "cache", 10**6)
-    loader = Loader(cached=split, batch_size=8, seed=SEED, rank=0, world_size=1, flip=False)
-    assert [i for seen in range(0, 120, 8) for i in loader.batch(seen).ids.tolist()] == order[:120].tolist()
+    cache = ShardCache(str(tmp_path), manifest, "train", tmp_path / "cache", 10**6)
+    loader = Loader(cache=cache, shuffle=shuffle, batch_size=8, seed=SEED, rank=0, world_size=1, flip=False)
+    batches = loader.batches(0)
+    assert [i for _ in range(12) for i in next(batches).ids.tolist()] == order[:96].tolist()
     come.set()
-    assert [i for seen in range(120, 480, 8) for i in loader.batch(seen).ids.tolist()] == order[120:].tolist()
+    assert [i for _ in range(48) for i in next(batches).ids.tolist()] == order[96:].tolist()
+    batches.close()
 
 
 def test_a_missing_shard_is_told_to_whom_waits_for_it(tmp_path: Path) -> None:
     manifest = write(tmp_path, [40] * 3)
     away, gone = tmp_path / "away", tmp_path / "train-000001.tar"
     gone.rename(away)
-    split = open_split(str(tmp_path), manifest, "train", tmp_path / "cache", 10**6)
-    batches = Loader(cached=split, batch_size=40, seed=SEED, rank=0, world_size=1, flip=False).batches(0)
+    cache = ShardCache(str(tmp_path), manifest, "train", tmp_path / "cache", 10**6)
+    shuffle = shuffle_of(manifest, "train")
+    loader = Loader(cache=cache, shuffle=shuffle, batch_size=40, seed=SEED, rank=0, world_size=1, flip=False)
     with pytest.raises(DataError, match=rf"cannot read .*{gone.name}"):
-        list(islice(batches, 3))
-    with pytest.raises(DataError, match=rf"cannot read .*{gone.name}"):
-        split.wait()
+        list(islice(loader.batches(0), 3))
     away.rename(gone)
-    open_split(str(tmp_path), manifest, "train", tmp_path / "cache", 10**6).wait()
+    assert len(list(islice(loader.batches(0), 3))) == 3
 
 
-def test_a_batch_too_large_for_its_windows_is_refused(tmp_path: Path) -> None:
+def test_the_next_run_finds_what_is_still_there(tmp_path: Path) -> None:
     manifest = write(tmp_path, [40] * 12)
-    split = open_split(str(tmp_path), manifest, "train", tmp_path / "cache", budget_of(manifest, 2))
-    with pytest.raises(DataError, match="allow batches of at most 10: set BCM_CACHE_BUDGET higher"):
-        Loader(cached=split, batch_size=16, seed=0, rank=0, world_size=1, flip=False)
-
-
-def test_a_whole_split_that_does_not_fit_is_refused(tmp_path: Path) -> None:
-    manifest = write(tmp_path, [40] * 12)
-    with pytest.raises(DataError, match=r"does not fit into a cache of .* set BCM_CACHE_BUDGET higher"):
-        cached_split(str(tmp_path), manifest, "train", tmp_path / "cache", budget_of(manifest, 2))
-
-
-def test_the_next_run_finds_the_windows_that_are_still_there(tmp_path: Path) -> None:
-    manifest = write(tmp_path, [40] * 12)
-    budget = budget_of(manifest, 2)
-    split = partial(open_split, str(tmp_path), manifest, "train", tmp_path / "cache", budget)
+    run = partial(walked, tmp_path, manifest, shuffle_of(manifest, "train", 2), 8, [(1, 3)], [budget_of(manifest, 6)])
     with counted() as fetched:
-        list(walked(split, 8, [(1, 3)]))
+        list(run())
         before = sum(fetched.values())
-        list(islice(walked(split, 8, [(1, 3)]), 3))
-        assert sum(fetched.values()) <= max(before, 4)
+        list(run())
+        assert sum(fetched.values()) == before

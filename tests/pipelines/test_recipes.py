@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made import Whole, cached_split, write_split
 
 from bcm import inference
 from bcm.checkpoint import load_checkpoint, load_model, save_checkpoint
@@ -28,11 +29,10 @@ from bcm.timesteps import (
 )
 from bcm.training import TrainState, fit
 from bcm.types import BCMError
-from data.cache import CachedSplit, cached_split
 from data.catalog import DATASETS
 from data.loader import Batch, Loader
 from data.manifest import Manifest, write_manifest
-from data.prepare.pack import Sample, write_split
+from data.prepare.pack import Sample
 from pipelines.config import Config
 from pipelines.errors import ConfigError
 from pipelines.recipes import FLOPS_PER_GPU, RECIPES, recipe
@@ -170,11 +170,11 @@ def test_a_smoke_form_keeps_the_architecture_and_every_stage(name: str):
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Config], CachedSplit]:
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Config], Whole]:
     """Shards of random images of a recipe's data set, by its name and size, in a cache."""
-    made: dict[str, CachedSplit] = {}
+    made: dict[str, Whole] = {}
 
-    def make(config: Config) -> CachedSplit:
+    def make(config: Config) -> Whole:
         name, network = config.dataset, config.network
         if name not in made:
             root = tmp_path_factory.mktemp(name)
@@ -212,7 +212,7 @@ def state_of(config: Config) -> TrainState:
     return TrainState(initial(config), config.train, conditional=config.network.classes > 0)
 
 
-def batches(config: Config, cached: CachedSplit, k: int) -> Generator[Batch, None, None]:
+def batches(config: Config, cached: Whole, k: int) -> Generator[Batch, None, None]:
     size, seed = config.train.batch_size, config.train.seed
     loader = Loader(cached=cached, batch_size=size, seed=seed, rank=0, world_size=1, flip=True)
     return loader.batches(k * size)
@@ -231,7 +231,7 @@ def test_a_deep_form_has_twice_the_blocks(name: str):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [f"{name}-smoke" for name in FULL])
 def test_a_smoke_form_trains_checkpoints_resumes_and_samples(
-    name: str, shards: Callable[[Config], CachedSplit], tmp_path: Path
+    name: str, shards: Callable[[Config], Whole], tmp_path: Path
 ):
     config = recipe(name)
     train = replace(config.train, batch_size=max(2, config.train.accumulate))

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made import cached_split
 from webdataset.compat import WebDataset
 
 from data import store
-from data.cache import cached_split
 from data.catalog import facts
 from data.errors import DataError
 from data.manifest import Manifest

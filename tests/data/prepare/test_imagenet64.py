@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made import cached_split
 
 from data import store
-from data.cache import cached_split
 from data.errors import DataError
 from data.prepare import Choices, prepare
 from data.prepare.imagenet64 import NpzPart

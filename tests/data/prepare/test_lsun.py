@@ -7,9 +7,9 @@ from pathlib import Path
 import lmdb
 import numpy as np
 import pytest
+from made import cached_split
 from PIL import Image
 
-from data.cache import cached_split
 from data.errors import DataError
 from data.prepare import Choices, prepare
 from data.prepare.pixels import square

@@ -1,21 +1,20 @@
 """Shards and their manifest: stock webdataset reads them, they are reproducible, and half a set is never a set."""
 
-import dataclasses
 import io
-import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from made import write_split
 from PIL import Image
 from webdataset.compat import WebDataset
 
 from data import store
 from data.errors import DataError
-from data.manifest import Manifest, check_shards, load_manifest
-from data.prepare.pack import ENCODINGS, Form, Sample, default_encoding, write_split
+from data.manifest import check_shards, load_manifest
+from data.prepare.pack import ENCODINGS, Form, Sample, default_encoding
 
 
 def read_by_webdataset(folder: Path, names: list[str], mode: str) -> Iterator[tuple[str, np.ndarray, int]]:
@@ -116,95 +115,6 @@ def test_a_missing_and_a_short_shard_are_named(tmp_path: Path, random_samples, w
 def test_samples_that_a_shard_cannot_hold(key: str, image: np.ndarray, label: int) -> None:
     with pytest.raises(DataError, match="sample"):
         Sample(key, image, label)
-
-
-def test_mixed_shapes_and_repeated_keys_are_refused(tmp_path: Path, random_samples) -> None:
-    small, large = random_samples(1), random_samples(2, resolution=7)
-    with pytest.raises(DataError, match=r"s0001 has shape \(7, 7, 3\)"):
-        write_split(str(tmp_path), "train", [*small, large[1]])
-    with pytest.raises(DataError, match="'s0000' occurs twice"):
-        write_split(str(tmp_path), "train", [*small, *small])
-
-
-def edited(folder: Path, edit) -> str:
-    """The folder's URL, its manifest changed by `edit`."""
-    value = json.loads((folder / "manifest.json").read_text())
-    edit(value)
-    (folder / "manifest.json").write_text(json.dumps(value))
-    return str(folder)
-
-
-def shard_of(value: dict) -> dict:
-    return value["splits"]["train"]["shards"][0]
-
-
-@pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        (lambda v: v.update(extra=1), "unknown keys: 'extra'"),
-        (lambda v: v.pop("flip"), "lacks flip"),
-        (lambda v: v.update(version=2), "version 2, but this program reads"),
-        (lambda v: v.update(format="other"), "format is 'other'"),
-        (lambda v: v.update(flip="yes"), "flip must be"),
-        (lambda v: v.update(resolution="6"), "resolution must be"),
-        (lambda v: v.update(resolution=0), "resolution must be"),
-        (lambda v: v.update(resolution=10**6), "resolution must be"),
-        (lambda v: v.update(root=1), "root must be a text"),
-        (lambda v: v.update(resolution=True), "resolution must be"),
-        (lambda v: v.update(channels=4), "channels must be 1 or 3"),
-        (lambda v: v.update(class_names=[]), "class_names"),
-        (lambda v: v.update(class_names="abc"), "class_names must be a list"),
-        (lambda v: v.update(splits=[]), "splits must be an object"),
-        (lambda v: v.update(splits={}), "no splits"),
-        (lambda v: v["splits"].update({"Tr/ain": v["splits"].pop("train")}), "split name 'Tr/ain'"),
-        (lambda v: v["splits"]["train"].update(count=13), "hold 12 images, but the split's count is 13"),
-        (lambda v: v["splits"]["train"].update(count=-1), "count must be a whole number > 0"),
-        (lambda v: v["splits"]["train"].update(count="12"), "count must be a whole number > 0"),
-        (lambda v: v["splits"]["train"]["shards"].append(shard_of(v)), "hold 22 images"),
-        (lambda v: shard_of(v).update(bytes=-1), "bytes and count must be"),
-        (lambda v: shard_of(v).update(bytes=1.5), "bytes and count must be"),
-        (lambda v: shard_of(v).update(bytes=1024), "beyond the shard's 1024 bytes"),
-        (lambda v: shard_of(v).update(sha256="XY"), "64 lower-case hexadecimal"),
-        (lambda v: shard_of(v).update(path="../evil.tar"), "stay beneath it"),
-        (lambda v: shard_of(v).update(path="/etc/passwd"), "stay beneath it"),
-        (lambda v: shard_of(v).update(path="s3://other/x.tar"), "stay beneath it"),
-        (lambda v: shard_of(v).update(path="a\\..\\b"), "stay beneath it"),
-        (lambda v: shard_of(v).update(path=7), "no path"),
-        (lambda v: shard_of(v).update(path="train-000001.tar"), "listed twice: train-000001.tar"),
-        (lambda v: shard_of(v)["offsets"].pop(), "9 offsets and 10 sizes"),
-        (lambda v: shard_of(v)["offsets"].reverse(), "overlaps"),
-        (lambda v: shard_of(v)["sizes"].__setitem__(0, -5), "whole numbers >= 0"),
-        (lambda v: shard_of(v)["sizes"].__setitem__(0, "5"), "whole numbers >= 0"),
-        (lambda v: shard_of(v).update(more=1), r"splits.train.shards\[0\] has unknown keys: 'more'"),
-        (lambda v: v["splits"]["train"].update(shards={}), "splits.train.shards must be a list"),
-    ],
-)
-def test_a_wrong_manifest_is_refused(tmp_path: Path, random_samples, write_set, edit, message: str) -> None:
-    write_set(str(tmp_path), random_samples(12))
-    url = edited(tmp_path, edit)
-    with pytest.raises(DataError, match=message) as caught:
-        load_manifest(url)
-    assert str(tmp_path / "manifest.json") in str(caught.value)
-    assert "pipelines.prepare" in str(caught.value)
-
-
-@pytest.mark.parametrize("text", ["[]", "null", '"text"', "{}"])
-def test_json_that_is_no_manifest(tmp_path: Path, text: str) -> None:
-    (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(DataError, match="not a valid manifest"):
-        load_manifest(str(tmp_path))
-
-
-def test_the_hash_covers_every_fact(tmp_path: Path, random_samples, write_set) -> None:
-    manifest: Manifest = write_set(str(tmp_path), random_samples(5))
-    others = [{"name": "x"}, {"flip": False}, {"class_names": ("a", "b", "c", "e")}, {"resolution": 7}]
-    hashes = {dataclasses.replace(manifest, **other).sha256 for other in others}
-    assert len(hashes | {manifest.sha256}) == len(others) + 1
-
-
-def test_an_unknown_split_is_told_the_known(tmp_path: Path, random_samples, write_set) -> None:
-    with pytest.raises(DataError, match="has no split 'valid'; it has train"):
-        write_set(str(tmp_path), random_samples(5)).split("valid")
 
 
 def test_forms_are_checked_and_small_images_stay_raw() -> None:

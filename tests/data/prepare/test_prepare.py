@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made import cached_split
 from PIL import Image
 
 from data import store
-from data.cache import cached_split
 from data.errors import DataError
 from data.manifest import check_shards, load_manifest
 from data.prepare import Choices, digits, prepare, prepared

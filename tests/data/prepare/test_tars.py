@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made import cached_split
 from PIL import Image
 from webdataset.writer import TarWriter
 
 from data import store
-from data.cache import cached_split
 from data.errors import DataError
 from data.manifest import check_shards
 from data.prepare import Choices, prepare

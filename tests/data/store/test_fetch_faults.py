@@ -15,16 +15,18 @@ import fsspec
 import numpy as np
 import pytest
 from faults import Faults, faulty_proxy
+from made import cached_split
 
 from data import store
-from data.cache import cached_split, open_split
+from data.cache import ShardCache
 from data.errors import DataError
 from data.loader import Loader
 from data.manifest import check_shards, load_manifest
+from data.order import shuffle_of
 from data.prepare import cifar10, prepare
 from data.prepare.pack import Sample
 from data.prepare.remote import open_seekable
-from data.store import filesystems, ranges, retries
+from data.store import filesystems, transfer
 
 ROOT = Path(__file__).resolve().parents[3]
 MIX = {"reset": 0.05, "error": 0.05, "short": 0.02, "stall": 0.01}
@@ -51,20 +53,21 @@ def spoilt(s3_server, bucket: str, use_server) -> Spoilt:
 
 @pytest.fixture(autouse=True)
 def counts_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retries, "_counts", type(retries._counts)())
+    monkeypatch.setattr(transfer, "_retries", type(transfer._retries)())
 
 
 @pytest.fixture
 def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranges of 64 KiB, so that a small file takes many."""
-    monkeypatch.setattr(store, "RANGE_BYTES", 64 * 2**10)
+    monkeypatch.setattr(transfer, "RANGE_BYTES", 64 * 2**10)
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A silent server is given up after half a second, and everything after three."""
     monkeypatch.setattr(filesystems, "_READ_SECONDS", 0.5)
-    monkeypatch.setattr(store, "_deadline", lambda length: time.monotonic() + 3.0)
+    monkeypatch.setattr(transfer, "_FETCH_DEADLINE", 3.0)
+    monkeypatch.setattr(transfer, "_SLOWEST_BYTES_PER_SECOND", 1e12)
 
 
 def read_an_epoch(url: str, split: str, cache: Path, images: np.ndarray, labels: np.ndarray) -> None:
@@ -73,7 +76,8 @@ def read_an_epoch(url: str, split: str, cache: Path, images: np.ndarray, labels:
     check_shards(url, manifest)
     loaders = [
         Loader(
-            cached=open_split(url, manifest, split, cache),
+            cache=ShardCache(url, manifest, split, cache),
+            shuffle=shuffle_of(manifest, split),
             batch_size=500,
             seed=3,
             rank=rank,
@@ -112,8 +116,8 @@ def test_an_epoch_through_faults_is_the_same(
         write_set(bucket, samples, samples_per_shard=500, resolution=32)
         read_an_epoch(bucket, "train", tmp_path, images, labels)
     assert set(faults.done) == set(MIX)
-    assert set(retries.counts()) == CAUSES
-    assert sum(retries.counts().values()) >= 0.7 * sum(faults.done.values())
+    assert set(store.retries()) == CAUSES
+    assert sum(store.retries().values()) >= 0.7 * sum(faults.done.values())
 
 
 @pytest.mark.slow
@@ -121,19 +125,20 @@ def test_an_epoch_through_faults_is_the_same(
 def test_an_epoch_of_cifar10_through_faults_is_the_same(
     bucket: str, spoilt: Spoilt, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "RANGE_BYTES", 256 * 2**10)
+    monkeypatch.setattr(transfer, "RANGE_BYTES", 256 * 2**10)
     with cifar10.unpacked(str(shared / "datasets" / "cifar-10-python.tar.xz")) as folder:
         prepare("cifar10", str(folder), bucket)
         for split in ("train", "test"):
-            samples = list(cifar10.samples(split, str(folder)))
+            entries = [entry for part, count in cifar10.parts(folder)[split] for entry in part.entries(0, count)]
+            samples = [entry for entry in entries if isinstance(entry, Sample)]
             images = np.stack([sample.image.transpose(2, 0, 1) for sample in samples])
             labels = np.array([sample.label for sample in samples])
             with spoilt(Faults(shares=MIX, stall_seconds=60.0)) as faults:
                 began = time.monotonic()
                 read_an_epoch(bucket, split, tmp_path, images, labels)
             print(f"{split}: {len(samples)} images in {time.monotonic() - began:.0f} s;", faults.requests, faults.done)
-    print(retries.report(retries.counts()))
-    assert set(retries.counts()) == CAUSES
+    print(store.retries())
+    assert set(store.retries()) == CAUSES
 
 
 def digest(payload: bytes) -> str:
@@ -177,7 +182,7 @@ def test_a_file_replaced_while_it_is_read_is_read_anew(
         put(url, OLD)
         with spoilt(replacing(put, url, iter([NEW]))):
             assert store.read_bytes(url) == NEW
-    assert retries.counts() == {"file replaced while it was read": 4}
+    assert store.retries() == {"file replaced while it was read": 4}
 
 
 def test_a_file_that_is_replaced_all_the_time_is_an_error(
@@ -217,7 +222,7 @@ def test_an_archive_replaced_between_two_reads_is_an_error(bucket: str, put: Put
 def test_a_local_file_replaced_while_it_is_read_is_read_anew(
     small_ranges: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, asked, read = tmp_path / "x", count(1), ranges.read_range
+    source, asked, read = tmp_path / "x", count(1), transfer._range
     source.write_bytes(OLD)
 
     def replacing_first(*arguments) -> bytes:
@@ -226,7 +231,7 @@ def test_a_local_file_replaced_while_it_is_read_is_read_anew(
             (tmp_path / "new").rename(source)
         return read(*arguments)
 
-    monkeypatch.setattr(ranges, "read_range", replacing_first)
+    monkeypatch.setattr(transfer, "_range", replacing_first)
     store.fetch(str(source), None, None, tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == NEW
 
@@ -241,7 +246,7 @@ def test_bytes_changed_on_the_way_are_fetched_again(
         store.fetch(f"{bucket}/x", len(OLD), digest(OLD), tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == OLD
     assert faults.done == {"flip": 1}
-    assert retries.counts() == {"other bytes than the SHA-256 states": 1}
+    assert store.retries() == {"other bytes than the SHA-256 states": 1}
 
 
 @pytest.mark.parametrize("kind", ["stall", "trickle", "short", "reset", "error"])
@@ -297,13 +302,13 @@ def test_a_bad_shard_is_one_error_and_the_next_run_goes_on(
 FILL = """
 import sys
 from pathlib import Path
-from data.cache import cached_split
+from data.cache import ShardCache
 from data.errors import DataError
 from data.manifest import load_manifest
 url, cache = sys.argv[1:]
 try:
-    cached = cached_split(url, load_manifest(url), "train", Path(cache))
-    print(int(cached.images.sum()), int(cached.labels.sum()))
+    shards = list(ShardCache(url, load_manifest(url), "train", Path(cache)).shards())
+    print(sum(int(images.sum()) for images, _ in shards), sum(int(labels.sum()) for _, labels in shards))
 except DataError as error:
     print(f"DataError: {error}")
 """
@@ -324,16 +329,16 @@ def test_a_disk_that_fills_up_is_one_error_and_the_next_run_goes_on(tmp_path: Pa
     # The images take 16 KiB, and each copy of a shard 90.
     fill = f"{sys.executable} -c '{FILL}' {tmp_path / 'set'} {cache}"
     grown = f"mount -o remount,size=8m {cache}"
-    command = [*mount, f"{small} && {fill} && ls -A {cache}/*/*/ && {grown} && {fill}"]
+    command = [*mount, f"{small} && {fill} && ls -A {cache} && {grown} && {fill}"]
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert run.returncode == 0, run.stderr
     error, *files, result = run.stdout.splitlines()
     assert re.fullmatch(
-        rf"DataError: cannot copy to {cache}/\S+\.tar from {tmp_path}/set/train-00000\d\.tar: OSError: "
+        rf"DataError: cannot copy to {cache}/\S+\.fetched from {tmp_path}/set/train-00000\d\.tar: OSError: "
         r"\[Errno 28\] No space left on device\. Free some space there, or choose another place\.",
         error,
     )
-    assert not [name for name in files if name.endswith((".tar", ".tmp"))]
+    assert not [name for name in files if name.endswith((".fetched", ".tmp", ".partial"))]
     assert result == totals(samples)
 
 
@@ -361,14 +366,15 @@ from itertools import islice
 from pathlib import Path
 from data import store
 from data.prepare.audit import looks, see
-from data.cache import open_split
+
 from data.loader import Loader
 from data.manifest import load_manifest
 url, cache = sys.argv[1:]
 manifest = load_manifest(url)
 list(see(looks(manifest, 0)[0], url=url, facts=manifest, decode=True))
-split = open_split(url, manifest, "train", Path(cache))
-loader = Loader(cached=split, batch_size=100, seed=0, rank=0, world_size=1, flip=True)
+cache = ShardCache(url, manifest, "train", Path(cache))
+shuffle = shuffle_of(manifest, "train")
+loader = Loader(cache=cache, shuffle=shuffle, batch_size=100, seed=0, rank=0, world_size=1, flip=True)
 store.write_bytes(f"{url}/more", b"more")
 print(sum(len(batch.ids) for batch in islice(loader.batches(0), 20)), forks)
 """

@@ -7,13 +7,13 @@ from itertools import count
 import pytest
 
 from data.errors import DataError
-from data.store import retries
+from data.store import transfer
 from data.store.failures import ShortAnswerError
 
 
 @pytest.fixture(autouse=True)
 def from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retries, "_counts", type(retries._counts)())
+    monkeypatch.setattr(transfer, "_retries", type(transfer._retries)())
 
 
 def failing(errors: Sequence[Exception]) -> Callable[[], str]:
@@ -27,17 +27,13 @@ def failing(errors: Sequence[Exception]) -> Callable[[], str]:
     return call
 
 
-def within(seconds: float) -> float:
-    return time.monotonic() + seconds
-
-
 def test_what_passes_is_tried_again_and_counted() -> None:
     class ServerError(OSError):
         status = 503
 
     errors = [ServerError(), ShortAnswerError(), TimeoutError(), ConnectionResetError()]
-    assert retries.retried("read", "s3://b/x", failing(errors), within(30)) == "done"
-    assert retries.counts() == {
+    assert transfer.retried("read", "s3://b/x", failing(errors), 30) == "done"
+    assert transfer.retries() == {
         "status 503": 1,
         "short answer": 1,
         "no answer in time": 1,
@@ -48,8 +44,8 @@ def test_what_passes_is_tried_again_and_counted() -> None:
 @pytest.mark.parametrize("error", [FileNotFoundError("x"), PermissionError("x"), ValueError("x")])
 def test_what_lasts_is_told_at_once(error: Exception) -> None:
     with pytest.raises(DataError, match=rf"cannot read s3://b/x: {type(error).__name__}: x\. "):
-        retries.retried("read", "s3://b/x", failing([error]), within(30))
-    assert retries.counts() == {}
+        transfer.retried("read", "s3://b/x", failing([error]), 30)
+    assert transfer.retries() == {}
 
 
 def test_a_refusal_lasts_unless_the_server_is_only_busy() -> None:
@@ -60,8 +56,8 @@ def test_a_refusal_lasts_unless_the_server_is_only_busy() -> None:
         status = 429
 
     with pytest.raises(DataError, match="RefusedError"):
-        retries.retried("read", "s3://b/x", failing([RefusedError()]), within(30))
-    assert retries.retried("read", "s3://b/x", failing([BusyError()]), within(30)) == "done"
+        transfer.retried("read", "s3://b/x", failing([RefusedError()]), 30)
+    assert transfer.retried("read", "s3://b/x", failing([BusyError()]), 30) == "done"
 
 
 def test_the_deadline_is_kept() -> None:
@@ -69,7 +65,7 @@ def test_the_deadline_is_kept() -> None:
     with pytest.raises(
         DataError, match=r"cannot read s3://b/x \(\d attempts\): ConnectionResetError: no details\. Check"
     ):
-        retries.retried("read", "s3://b/x", failing([ConnectionResetError() for _ in range(99)]), within(1))
+        transfer.retried("read", "s3://b/x", failing([ConnectionResetError() for _ in range(99)]), 1)
     assert time.monotonic() - began < 1.5
 
 
@@ -77,14 +73,17 @@ def test_pauses_grow_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     errors = [ConnectionResetError() for _ in range(12)]
-    assert retries.retried("read", "s3://b/x", failing(errors), within(1000)) == "done"
+    assert transfer.retried("read", "s3://b/x", failing(errors), 1000) == "done"
     bounds = [min(10.0, 0.2 * 2**number) for number, _ in zip(count(), pauses, strict=False)]
     assert all(bound / 2 <= pause <= bound for pause, bound in zip(pauses, bounds, strict=True))
     assert len({pause / bound for pause, bound in zip(pauses, bounds, strict=True)}) == 12
 
 
-def test_the_report() -> None:
-    assert retries.report({}) == "storage was asked again 0 times"
-    assert retries.report({"status 503": 3, "short answer": 1}) == (
-        "storage was asked again 4 times: 3 x status 503, 1 x short answer"
-    )
+def test_a_call_that_does_not_answer_is_given_up() -> None:
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match="no answer within 0 seconds"):
+        transfer.within(0.1, lambda: time.sleep(5))
+    assert time.monotonic() - began < 2
+    assert transfer.within(5, lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        transfer.within(5, lambda: 1 // 0)

@@ -17,6 +17,7 @@ import pytest
 
 from data import store
 from data.errors import DataError
+from data.store import transfer
 from data.store.failures import failure
 
 
@@ -304,7 +305,8 @@ def test_fetch_tries_broken_ranges_again(faulty, tmp_path: Path) -> None:
 def test_fetch_gives_up_on_a_server_that_always_breaks_off(
     faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "_deadline", lambda length: time.monotonic() + 1.0)
+    monkeypatch.setattr(transfer, "_FETCH_DEADLINE", 1.0)
+    monkeypatch.setattr(transfer, "_SLOWEST_BYTES_PER_SECOND", 1e12)
     url = faulty(10**6)
     with pytest.raises(DataError, match=rf"cannot read bytes 0 to 8388608 of {url} \([3-6] attempts\)"):
         store.fetch(url, len(_Faulty.PAYLOAD), None, tmp_path / "copy")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made import Whole, cached_split
 from world import World
 
 from bcm import inference
@@ -15,7 +16,7 @@ from bcm.metrics import Moments
 from bcm.networks import build_network
 from bcm.precond import BCM
 from bcm.timesteps import CONSISTENCY_CIFAR10, PAPER_CIFAR10
-from data.cache import CachedSplit, cached_split, default_cache_dir
+from data.cache import default_cache_dir
 from data.manifest import load_manifest
 from pipelines.evaluate import EvaluateOptions, evaluate
 from pipelines.evaluation import scoring
@@ -35,12 +36,12 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
     return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(S_a + S_b) - 2 * root)
 
 
-def rows(split: CachedSplit) -> np.ndarray:
+def rows(split: Whole) -> np.ndarray:
     return split.images.reshape(len(split.labels), -1) / 255
 
 
 @pytest.fixture
-def train_and_test(world: World) -> tuple[CachedSplit, CachedSplit]:
+def train_and_test(world: World) -> tuple[Whole, Whole]:
     manifest = load_manifest(str(world.data))
     train, test = (cached_split(str(world.data), manifest, split, default_cache_dir()) for split in ("train", "test"))
     return train, test
@@ -65,14 +66,14 @@ def test_pixels_of_large_images_are_averages_of_squares():
     assert pixels(torch.zeros(1, 3, 256, 256)).shape == (1, FEATURES)
 
 
-def test_images_of_a_split_are_its_pixels(train_and_test: tuple[CachedSplit, CachedSplit]):
+def test_images_of_a_split_are_its_pixels(train_and_test: tuple[Whole, Whole]):
     train, _ = train_and_test
     x = images_of(train, 10, 13)
     assert (x.shape, x.dtype) == ((3, 1, 8, 8), torch.float32)
     assert np.allclose(pixels(x).numpy(), rows(train)[10:13], atol=1e-7)
 
 
-def test_moments_in_batches_are_those_of_the_whole(train_and_test: tuple[CachedSplit, CachedSplit]):
+def test_moments_in_batches_are_those_of_the_whole(train_and_test: tuple[Whole, Whole]):
     train, _ = train_and_test
     assert len(train.labels) > 2 * BATCH
     found = moments_of(train)
@@ -81,7 +82,7 @@ def test_moments_in_batches_are_those_of_the_whole(train_and_test: tuple[CachedS
     assert np.allclose(found.covariance, np.cov(rows(train), rowvar=False), atol=1e-7)
 
 
-def test_real_images_as_samples_are_at_no_distance(train_and_test: tuple[CachedSplit, CachedSplit]):
+def test_real_images_as_samples_are_at_no_distance(train_and_test: tuple[Whole, Whole]):
     train, test = train_and_test
     halves = [Moments.of(pixels(images_of(train, i, i + 750))) for i in (0, 750)]
     assert scoring.sample_distance(halves[0] + halves[1], moments_of(train)) == pytest.approx(0, abs=1e-6)
@@ -90,13 +91,13 @@ def test_real_images_as_samples_are_at_no_distance(train_and_test: tuple[CachedS
     assert between > 0.1
 
 
-def test_samples_that_are_not_finite_are_infinitely_far(train_and_test: tuple[CachedSplit, CachedSplit]):
+def test_samples_that_are_not_finite_are_infinitely_far(train_and_test: tuple[Whole, Whole]):
     train, _ = train_and_test
     broken = Moments.of(torch.full((4, 64), math.nan))
     assert scoring.sample_distance(moments_of(train) + broken, moments_of(train)) == math.inf
 
 
-def test_the_labeller_knows_the_held_out_digits(train_and_test: tuple[CachedSplit, CachedSplit]):
+def test_the_labeller_knows_the_held_out_digits(train_and_test: tuple[Whole, Whole]):
     train, test = train_and_test
     real = scoring.held(train, test)
     assert real.labeller is not None
@@ -105,7 +106,7 @@ def test_the_labeller_knows_the_held_out_digits(train_and_test: tuple[CachedSpli
 
 def test_large_images_have_no_labeller():
     images = np.random.default_rng(0).integers(0, 256, (12, 3, 16, 16), dtype=np.uint8)
-    split = CachedSplit(images=images, labels=np.arange(12) % 3)
+    split = Whole(images=images, labels=np.arange(12) % 3)
     assert scoring.held(split, split).labeller is None
 
 
@@ -118,7 +119,7 @@ def test_sample_moments_are_those_of_the_samples(toolkit: Toolkit):
 
 @pytest.mark.slow
 def test_every_score_equals_its_slow_reference(
-    toolkit: Toolkit, train_and_test: tuple[CachedSplit, CachedSplit], ray_session: None
+    toolkit: Toolkit, train_and_test: tuple[Whole, Whole], ray_session: None
 ):
     train, test = train_and_test
     real = scoring.held(train, test)
@@ -146,11 +147,11 @@ def test_every_score_equals_its_slow_reference(
 
 @pytest.mark.slow
 def test_a_model_that_gives_no_finite_images_is_scored_all_the_same(
-    toolkit: Toolkit, train_and_test: tuple[CachedSplit, CachedSplit], ray_session: None
+    toolkit: Toolkit, train_and_test: tuple[Whole, Whole], ray_session: None
 ):
     train, test = train_and_test
     next(toolkit.model.parameters()).fill_(math.nan)
-    few = CachedSplit(images=test.images[:20], labels=test.labels[:20])
+    few = Whole(images=test.images[:20], labels=test.labels[:20])
     real = Held(moments_of(train), few, scoring.held(train, few).labeller)
     assert scoring.score_samples(toolkit, real.train, [1], 10) == {1: math.inf}
     assert math.isnan(scoring.score_reconstructions(toolkit, real, [2])["mse_nfe2"])

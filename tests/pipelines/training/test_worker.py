@@ -4,6 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from made import cached_split
 
 from bcm import rng
 from bcm.checkpoint import CheckpointInfo
@@ -11,7 +12,6 @@ from bcm.networks import NCSNppConfig
 from bcm.schedule import ScheduleConfig, draw_times
 from bcm.training import TrainConfig
 from bcm.types import BCMError, from_uint8
-from data.cache import cached_split
 from data.errors import DataError
 from data.loader import Loader
 from data.prepare import prepare
