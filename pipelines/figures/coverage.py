@@ -1,12 +1,10 @@
 """How likely each pair of times (t_n, t_n') is in training (Figure 14): the law, its figures, its maps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -53,35 +51,32 @@ def table(laws: Sequence[Coverage]) -> str:
 
 
 def maps(laws: Sequence[Coverage]) -> Figure:
-    """Maps of the laws, a column for each; above with linear axes, below with logarithmic ones (Figure 14)."""
+    """Maps of the laws, a column for each; above with linear axes, below with logarithmic ones (Figure 14).
+
+    A law is looked up at evenly spaced points of the scaled axes.
+    """
     highest = max(float(law.chances.max()) for law in laws)
     shades = LogNorm(highest / 1e4, highest, clip=True)
     figure = Figure(figsize=(1.4 + 3.2 * len(laws), 6), layout="constrained")
-    axes = figure.subplots(2, len(laws), squeeze=False)
-    for law, (linear, logarithmic) in zip(laws, axes.T, strict=True):
-        linear.set_title(law.law)
-        _draw(linear, law, lambda t: t, shades)
-        _draw(logarithmic, law, np.log10, shades)
-    figure.colorbar(axes[0, 0].images[0], ax=axes, label="probability of the pair, at least 1e-4 of the highest")
+    panels = figure.subplots(2, len(laws), squeeze=False)
+    scales = ((np.asarray, (0, 20, 40, 60, 80)), (np.log10, (0.01, 0.1, 1, 10)))
+    for row, (scale, ticks) in zip(panels, scales, strict=True):
+        for law, axes in zip(laws, row, strict=True):
+            edges = scale(law.grid.numpy())
+            centres = np.linspace(edges[0], edges[-1], 2 * PIXELS + 1)[1::2]
+            cells = np.searchsorted(edges, centres, side="right") - 1
+            axes.imshow(
+                np.ma.masked_equal(law.chances.numpy()[cells][:, cells].T, 0),
+                norm=shades,
+                origin="lower",
+                interpolation="nearest",
+                extent=(edges[0], edges[-1], edges[0], edges[-1]),
+            )
+            axes.set_xticks(scale(ticks), labels=[f"{tick:g}" for tick in ticks])
+            axes.set_yticks(scale(ticks), labels=[f"{tick:g}" for tick in ticks])
+            axes.set_xlabel("$t_n$")
+            axes.set_ylabel("$t_{n'}$")
+    for law, axes in zip(laws, panels[0], strict=True):
+        axes.set_title(law.law)
+    figure.colorbar(panels[0, 0].images[0], ax=panels, label="probability of the pair, at least 1e-4 of the highest")
     return figure
-
-
-def _draw(axes: Axes, law: Coverage, scale: Callable[[Any], Any], shades: LogNorm) -> None:
-    """Look the law up at evenly spaced points of the scaled axes."""
-    edges = scale(law.grid.numpy())
-    centres = np.linspace(edges[0], edges[-1], 2 * PIXELS + 1)[1::2]
-    cells = np.searchsorted(edges, centres, side="right") - 1
-    shown = law.chances.numpy()[cells][:, cells].T
-    low, high = edges[0], edges[-1]
-    axes.imshow(
-        np.ma.masked_equal(shown, 0),
-        norm=shades,
-        origin="lower",
-        interpolation="nearest",
-        extent=(low, high, low, high),
-    )
-    ticks = (0.01, 0.1, 1, 10) if scale is np.log10 else (0, 20, 40, 60, 80)
-    axes.set_xticks([scale(tick) for tick in ticks], labels=[f"{tick:g}" for tick in ticks])
-    axes.set_yticks([scale(tick) for tick in ticks], labels=[f"{tick:g}" for tick in ticks])
-    axes.set_xlabel("$t_n$")
-    axes.set_ylabel("$t_{n'}$")
