@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from world import NAME, World
+from world import NAME, Command, World
 
 from bcm.inference import SCHEDULES, Toolkit
 from bcm.networks import NCSNppConfig, build_network
@@ -13,8 +13,10 @@ from bcm.timesteps import CONSISTENCY_CIFAR10, PAPER_CIFAR10, to_dict
 from bcm.types import BCMError
 from pipelines.errors import ConfigError
 from pipelines.tracking import client as tracking
+from pipelines.training.run import read_run
 from pipelines.tuning import search as searching
 from pipelines.tuning.search import Outcome, load_trials, search, searchable, table, targets_of
+from pipelines.tuning.trials import FRESH_SEEDS, score
 
 NETWORK = NCSNppConfig(image_channels=1, resolution=8, width=8, channel_mult=(1,), blocks=1, attention=(), dropout=0.0)
 
@@ -63,21 +65,34 @@ def test_the_table_shows_the_time_steps_that_are_kept():
 
 
 @pytest.mark.slow
-def test_a_search_of_one_trial_tries_the_papers_schedule_and_keeps_it(world: World, ray_session: None):
-    run, toolkit = searchable(str(world.run))
-    shared = load_trials(run, toolkit, 50)
-    assert (shared.x.shape, len(shared.labels), shared.train.count) == ((50, 1, 8, 8), 50, 1500)
-    (outcome,) = search(run, shared, targets_of(toolkit, ("sample-2",)), seconds=60, trials=1, seed=3)
-    assert (outcome.target, outcome.trials, outcome.steps) == ("sample-2", 1, PAPER_CIFAR10["sample-2"])
-    assert outcome.best == pytest.approx(outcome.paper, rel=1e-6)
+def test_a_search_of_one_trial_tries_the_papers_schedule_and_keeps_it(world: World, command: Command):
+    line = ("--targets", "sample-2", "--trials", "1", "--samples", "50", "--seed", "3")
+    outcome = command("tune", str(world.run), *line)
+    assert outcome.code == 0, outcome.err
     kept = json.loads((world.run / SCHEDULES).read_text())
-    assert kept["sample-2"] == json.loads(json.dumps(to_dict(outcome.steps)))
+    assert kept["sample-2"] == json.loads(json.dumps(to_dict(PAPER_CIFAR10["sample-2"])))
     client = tracking.connect(world.mlflow)
     experiment = client.get_experiment_by_name("bcm-tune")
     assert experiment is not None
     (logged,) = client.search_runs([experiment.experiment_id])
     assert (logged.info.run_name, logged.info.status) == (f"tune-{NAME}", "FINISHED")
-    assert logged.data.metrics == {"paper_sample-2": outcome.paper, "best_sample-2": outcome.best}
+    paper, best = (logged.data.metrics[f"{kind}_sample-2"] for kind in ("paper", "best"))
+    assert best == pytest.approx(paper, rel=1e-6) and len(logged.data.metrics) == 2
+    assert outcome.out.splitlines()[1].startswith(f"sample-2        1  {paper:8.5f}  {best:8.5f}  times 0.002 1.2 80")
     stated = {name: logged.data.params[name] for name in ("model", "trials", "samples", "seed")}
     assert stated == {"model": str(world.run), "trials": "1", "samples": "50", "seed": "3"}
-    assert logged.data.tags["mlflow.parentRunId"] == run.mlflow_run
+    assert logged.data.tags["mlflow.parentRunId"] == read_run(str(world.run)).mlflow_run
+
+
+@pytest.mark.slow
+def test_the_better_of_the_papers_and_the_best_trials_time_steps_is_kept(world: World, ray_session: None):
+    run, toolkit = searchable(str(world.run))
+    shared = load_trials(run, toolkit, 50)
+    assert (shared.x.shape, len(shared.labels), shared.train.count) == ((50, 1, 8, 8), 50, 1500)
+    targets = targets_of(toolkit, ("sample-2", "invert-2"))
+    for outcome in search(run, shared, targets, seconds=60, trials=4, seed=3):
+        of_paper = score(shared, targets[outcome.target], FRESH_SEEDS)
+        assert (outcome.trials, outcome.paper) == (4, pytest.approx(of_paper, rel=1e-4))
+        kept = score(shared, outcome.steps, FRESH_SEEDS)
+        assert kept == pytest.approx(min(outcome.paper, outcome.best), rel=1e-4)
+        assert outcome.best != outcome.paper
