@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Annotated, NoReturn, TypeVar
 
@@ -51,3 +51,9 @@ def parse(kind: type[T], argv: Sequence[str], module: str, default: T | None = N
     if default is None:
         return tyro.cli(kind, args=list(argv), prog=prog, config=_MARKERS)
     return tyro.cli(kind, args=list(argv), prog=prog, default=default, config=_MARKERS)
+
+
+def parse_one_of(kinds: Mapping[str, type[T]], argv: Sequence[str], module: str) -> T:
+    """Parse the options of the sub-command that is named first; without any, help is printed."""
+    args = list(argv) or ["--help"]
+    return tyro.extras.subcommand_cli_from_dict(dict(kinds), prog=f"python -m pipelines.{module}", args=args)

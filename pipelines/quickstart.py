@@ -1,5 +1,6 @@
 """`python -m pipelines.quickstart`: from real images to a registered model that generates and inverts, on a laptop."""
 
+import shlex
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from cluster import session
 from data import store
 from data.prepare import prepare
 from pipelines.cli import parse, run_command
+from pipelines.config import Config
 from pipelines.errors import ConfigError
 from pipelines.evaluate import EvaluateOptions, evaluate
 from pipelines.evaluate import table as score_table
@@ -20,9 +22,8 @@ from pipelines.recipes import recipe
 from pipelines.register import RegisterOptions, register
 from pipelines.tracking import client as tracking
 from pipelines.train import TrainOptions, plan, start
-from pipelines.training import run as runs
-from pipelines.tune import TuneOptions, tune_model
-from pipelines.tune import table as tune_table
+from pipelines.tune import TuneOptions, tune
+from pipelines.tuning.search import table as tune_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,9 @@ class QuickstartOptions:
     storage: str = "runs"
     """URL of the folder for data and runs."""
     recipe: str = "digits"
-    """The recipe to train; digits-smoke shows every part in a minute and learns nothing."""
+    """The recipe to train."""
+    smoke: bool = False
+    """Cut the recipe to a few steps: every part is shown in a minute, and nothing is learnt."""
     tune_seconds: float = 8.0
     """Time to search each of three schedules."""
     samples: int = 2000
@@ -52,64 +55,67 @@ def stage(title: str) -> Iterator[None]:
     print(f"   {time.perf_counter() - start:.0f} s", flush=True)
 
 
-def quickstart(options: QuickstartOptions) -> None:
-    """All stages; a second run of it is a new run."""
+def quickstart(options: QuickstartOptions, config: Config) -> None:
+    """All stages, training with `config`; a second run of it is a new run."""
     began = time.perf_counter()
     root = store.absolute(options.storage)
     data = store.join(root, "data", "digits")
     with stage("1/7 prepare: real 8x8 digits into WebDataset shards"):
         print(describe(prepare("digits", None, data), data))
-    config = recipe(options.recipe)
-    config = replace(config, train=replace(config.train, seed=options.seed))
     training = plan(TrainOptions(config=config, storage=root, data=data))
     with session.connect(worker_logs=False):
         with stage(f"2/7 train: {config.train.iterations} steps from scratch on {config.scaling.workers} DDP workers"):
             run = start(training)
         with stage(f"3/7 tune: search time steps for {options.tune_seconds:.0f} s each"):
-            found = tune_model(TuneOptions(model=run.url, seconds=options.tune_seconds))
-            print(tune_table(found))
+            print(tune_table(tune(TuneOptions(model=run.url, seconds=options.tune_seconds))))
         with stage("4/7 evaluate: on the 297 held-out images"):
             scores = evaluate(EvaluateOptions(model=run.url, samples=options.samples))
     with stage("5/7 register: in MLflow, with schedules and scores"):
         name, registered = register(RegisterOptions(run=run.url))
         print(f"{name} version {registered.version}: {registered.reason}")
-    reference = f"models:/{name}@champion" if registered.is_champion else f"models:/{name}/{registered.version}"
-    picture = Path("runs") / "quickstart.png"
-    with stage(f"6/7 load back: {reference} in a fresh process"):
-        _in_fresh_process("pipelines.picture", reference, "--data", data, "--out", str(picture))
+    model = f"models:/{name}@champion" if registered.is_champion else f"models:/{name}/{registered.version}"
+    picture = Path(root if store.is_local(root) else "runs") / "quickstart.png"
+    with stage(f"6/7 load back: {model} in a fresh process"):
+        arguments = [model, "--task", "all", "--count", "12", "--data", data, "--out", str(picture)]
+        if code := subprocess.run([sys.executable, "-m", "pipelines.sample", *arguments], check=False).returncode:
+            raise ConfigError(f"`{command_line('pipelines.sample', *arguments)}` failed with exit code {code}.")
     with stage("7/7 result"):
         print(score_table(scores))
-        print(_what_next(run, reference, data, picture))
+        print(f"\nrun       {run.url}")
+        print(f"picture   {picture}: samples at NFE 1 to 4; held-out images, their noise, their reconstructions")
+        print("\n" + what_next(model, data))
     print(f"\nquickstart passed in {time.perf_counter() - began:.0f} s")
 
 
-def _in_fresh_process(*command: str) -> None:
-    done = subprocess.run([sys.executable, "-m", *command], check=False)
-    if done.returncode:
-        raise ConfigError(f"`python -m {' '.join(command)}` failed with exit code {done.returncode}.")
+def what_next(model: str, data: str) -> str:
+    """Commands that go on from here, each as it can be typed."""
+    sample = ("pipelines.sample", model, "--nfe", "4")
+    lines = (
+        ("mlflow", "ui", "--backend-store-uri", tracking.redacted(tracking.resolve_uri("runs"))),
+        (*sample, "--count", "16", "--out", "samples.png"),
+        (*sample, "--task", "invert", "--data", data, "--out", "inverted.png"),
+        ("pipelines.train", "digits", "--help"),
+    )
+    return "\n".join(["See more:", *(f"  {command_line(*line)}" for line in lines)])
 
 
-def _what_next(run: runs.Run, reference: str, data: str, picture: Path) -> str:
-    uri = tracking.redacted(tracking.resolve_uri("runs"))
-    return f"""
-run       {run.url}
-picture   {picture}: samples at NFE 1 to 4; held-out images, their noise, their reconstructions
-
-See more:
-  mlflow ui --backend-store-uri {uri}
-  python -m pipelines.sample {reference} --nfe 4 --count 16 --out samples.png
-  python -m pipelines.sample {reference} --task invert --nfe 4 --data {data} --out inverted.png
-  python -m pipelines.train digits --help"""
+def command_line(module: str, *arguments: str) -> str:
+    """Runs a module with the Python that runs here, as it can be typed in this folder with nothing activated."""
+    python, here = Path(sys.executable), Path.cwd()
+    python = python.relative_to(here) if python.is_relative_to(here) else python
+    return shlex.join([str(python), "-m", module, *arguments])
 
 
 def main(argv: Sequence[str]) -> None:
     """The command line."""
     options = parse(QuickstartOptions, argv, "quickstart")
+    config = recipe(f"{options.recipe}-smoke" if options.smoke else options.recipe)
+    config = replace(config, train=replace(config.train, seed=options.seed))
     if options.dry_run:
         print("prepare, train, tune, evaluate, register, load back, draw; recipe:")
-        print(recipe(options.recipe))
+        print(config)
         return
-    quickstart(options)
+    quickstart(options, config)
 
 
 if __name__ == "__main__":

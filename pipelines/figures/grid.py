@@ -1,14 +1,18 @@
-"""Grids of images with a caption a row, as PNG."""
+"""Grids of images with a caption a row, and PNG files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from bcm.types import Images, to_uint8
 from pipelines.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CAPTION_WIDTH = 150
 LINE = 16
@@ -45,11 +49,12 @@ def noise_as_image(x_T: Images, T: float) -> Images:
     return (x_T / T / 3).clamp(-1, 1)
 
 
-def save(picture: Image.Image, path: Path) -> None:
+def save(picture: "Image.Image | Figure", path: Path) -> None:
     """Write a PNG, making its folder; a place that cannot be written is a `ConfigError`."""
+    write = picture.save if isinstance(picture, Image.Image) else picture.savefig
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path, format="PNG")
+        write(path, format="png")
     except OSError as error:
         cause = error.strerror or error
         raise ConfigError(f"cannot write the picture {path}: {cause}. Choose another --out.") from error

@@ -45,10 +45,10 @@ from pipelines.training import run as runs
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
-    *("prepare", "train", "finetune", "evaluate", "tune", "register", "sample", "picture"),
+    *("prepare", "train", "finetune", "evaluate", "tune", "register", "sample"),
     *("import_weights", "report", "quickstart"),
 )
-OPENING = ("evaluate", "tune", "register", "sample", "picture")
+OPENING = ("evaluate", "tune", "register", "sample")
 """The commands that open a model."""
 
 
@@ -93,7 +93,7 @@ def test_train_without_a_recipe_lists_them(command: Command):
         ("register r --nam x", "--name"),
         ("sample m --task invret", "invert"),
         ("sample m --count 0", "--count must be at least 1"),
-        ("picture m --count -1", "--count must be at least 1"),
+        ("sample m --task all --nfe 2", "--task all draws every NFE; leave --nfe out"),
         ("quickstart --sed 1", "--seed"),
     ],
 )
@@ -128,9 +128,9 @@ def test_an_unknown_data_set_is_explained(command: Command):
         ("evaluate {run} --dry-run", f"after {STEP} steps"),
         ("evaluate {checkpoint} --dry-run", f"after {STEP} steps"),
         ("tune {run} --dry-run", "sample-3: time_1, noise_1; now {'kind': 'zigzag'"),
-        ("sample {run} --dry-run", "would generate 10 images with Combined"),
-        ("sample {checkpoint} --task invert --nfe 2 --dry-run", "would invert 10 images with Inversion"),
-        ("picture {run} --dry-run", "samples at NFE [1, 2, 3, 4] and 12 reconstructions"),
+        ("sample {run} --dry-run", "generate with Combined"),
+        ("sample {checkpoint} --task invert --nfe 2 --dry-run", "invert with Inversion"),
+        ("sample {run} --task all --dry-run", "would draw 10 images a row -> samples.png"),
         ("quickstart --dry-run", "register"),
     ],
 )
@@ -190,7 +190,7 @@ def test_a_run_that_cannot_be_used_says_which_file_is_wrong(command: Command, wo
     assert not (world.root / "picture.png").exists()
 
 
-@pytest.mark.parametrize("module", ["evaluate", "sample", "picture"])
+@pytest.mark.parametrize("module", ["evaluate", "sample"])
 def test_a_registered_model_that_does_not_exist_is_named(command: Command, world: World, module: str):
     error = command(module, "models:/bcm-digits@champion", "--data", str(world.data)).error
     assert "no models:/bcm-digits@champion; it has no registered model" in error
@@ -226,7 +226,7 @@ def test_shards_that_cannot_be_used_are_named(command: Command, world: World, mo
 
 def test_data_of_another_shape_are_refused(command: Command, world: World):
     edit_json(world.data / MANIFEST_NAME, lambda entry: entry.update(resolution=16))
-    for line in (("evaluate",), ("picture",), ("sample", "--task", "invert")):
+    for line in (("evaluate",), ("sample", "--task", "all"), ("sample", "--task", "invert")):
         error = command(*line, str(world.run), "--data", str(world.data)).error
         assert f"the model makes images of 8 px and 1 channels, but {world.data} holds 16 px" in error
         assert "Give --data that fits" in error

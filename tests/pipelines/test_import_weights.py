@@ -278,7 +278,11 @@ def test_files_that_are_not_there_or_of_another_kind_are_named(command: Command,
 
 def test_an_imported_consistency_model_is_drawn_and_says_what_it_cannot(command: Command, file: Path, tmp_path: Path):
     to, out = imported(command, file), str(tmp_path / "x.png")
-    for line in (("sample", to, "--nfe", "2", "--label", "3"), ("sample", to, "--nfe", "1"), ("picture", to)):
+    for line in (
+        ("sample", to, "--nfe", "2", "--label", "3"),
+        ("sample", to, "--nfe", "1"),
+        ("sample", to, "--task", "all"),
+    ):
         assert command(*line, "--count", "2", "--out", out).code == 0
         Path(out).unlink()
     assert "needs one label in [0, 10)" in command("sample", to, "--label", "10", "--out", out).error
@@ -312,7 +316,7 @@ def test_an_imported_denoiser_samples_nowhere(command: Command, shared: Path, tm
     torch.save(golden(shared, NCSNPP).state, tmp_path / "edm.pt")
     to = imported(command, tmp_path / "edm.pt", EDM)
     write_shards(str(tmp_path / "data"))
-    for line in (("sample", to), ("picture", to), ("evaluate", to, "--data", str(tmp_path / "data"))):
+    for line in (("sample", to), ("sample", to, "--task", "all"), ("evaluate", to, "--data", str(tmp_path / "data"))):
         assert "this model is a denoiser (objective edm)" in command(*line).error
     line = (str(tmp_path / "edm.pt"), *EDM, "--to", str(tmp_path / "new"), "--register", "edm")
     assert "this model is a denoiser" in command("import_weights", *line).error

@@ -1,6 +1,7 @@
 """The quickstart as a new user runs it, on a recipe that only shows that every part works."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,18 +13,23 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-pytestmark = pytest.mark.slow
+from pipelines.quickstart import command_line
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "-m", "pipelines.quickstart", "--recipe", "digits-smoke", "--tune-seconds", "1"]
+OPTIONS = ["--smoke", "--tune-seconds", "1", "--samples", "100", "--storage", "elsewhere"]
 MEMORY = 6 * 2**30
 
 
-def start(cwd: Path) -> subprocess.Popen[str]:
+def environment(cwd: Path) -> dict[str, str]:
     env = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
-    env |= {"PYTHONPATH": str(ROOT), "BCM_CACHE_DIR": str(cwd / "cache")}
-    log = (cwd / "log.txt").open("a")
-    return subprocess.Popen([*COMMAND, "--samples", "100"], cwd=cwd, env=env, stdout=log, stderr=log, text=True)
+    return env | {"PYTHONPATH": str(ROOT), "BCM_CACHE_DIR": str(cwd / "cache")}
+
+
+def start(cwd: Path) -> subprocess.Popen[str]:
+    """Start the quickstart in a folder that has a .venv as a clone has."""
+    (cwd / ".venv").symlink_to(sys.prefix)
+    command, log = [str(cwd / ".venv/bin/python"), "-m", "pipelines.quickstart"], (cwd / "log.txt").open("a")
+    return subprocess.Popen([*command, *OPTIONS], cwd=cwd, env=environment(cwd), stdout=log, stderr=log, text=True)
 
 
 def memory(process: psutil.Process) -> int:
@@ -51,6 +57,21 @@ def watch(process: subprocess.Popen[str], started: set[psutil.Process]) -> int:
         return 0
 
 
+@pytest.mark.parametrize(
+    ("python", "shown"), [("clone/.venv/bin/python", ".venv/bin/python"), ("python", "{tmp}/python")]
+)
+def test_commands_are_shown_as_they_can_be_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python: str, shown: str
+):
+    (tmp_path / "clone").mkdir()
+    monkeypatch.chdir(tmp_path / "clone")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / python))
+    line = command_line("pipelines.sample", "models:/a@b", "--out", "my picture.png")
+    python = shown.format(tmp=tmp_path)
+    assert line == f"{python} -m pipelines.sample models:/a@b --out 'my picture.png'"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["2/7 train", "3/7 tune"])
 def test_stopped_in_training_or_tuning_it_leaves_no_process(tmp_path: Path, stage: str):
     process, started = start(tmp_path), set()
@@ -69,6 +90,7 @@ def test_stopped_in_training_or_tuning_it_leaves_no_process(tmp_path: Path, stag
     assert not left(started)
 
 
+@pytest.mark.slow
 def test_it_ends_with_a_registered_model_and_leaves_no_process(tmp_path: Path):
     process, started, peak = start(tmp_path), set(), 0
     while process.poll() is None:
@@ -79,11 +101,20 @@ def test_it_ends_with_a_registered_model_and_leaves_no_process(tmp_path: Path):
     assert log.count("quickstart passed in") == 1
     assert 0 < peak < MEMORY
     assert not left(started)
-    assert len(list((tmp_path / "runs").glob("*/run.json"))) == 1
+    assert len(list((tmp_path / "elsewhere").glob("*/run.json"))) == 1
 
-    picture = Image.open(tmp_path / "runs" / "quickstart.png")
+    assert [path.name for path in tmp_path.rglob("*.png")] == ["quickstart.png"]
+    picture = Image.open(tmp_path / "elsewhere" / "quickstart.png")
     assert picture.width > 600 and picture.height > 300
     client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
     assert str(client.get_model_version_by_alias("bcm-digits-smoke", "champion").version) == "1"
-    for shown in ("mlflow ui", "pipelines.sample models:/bcm-digits-smoke@champion", "labels kept", "invert-2"):
+    for shown in ("labels kept", "invert-2"):
         assert shown in log
+
+    lines = re.findall(r"^  (\.venv/bin/python -m .*)$", log, re.MULTILINE)
+    assert [line.split()[2] for line in lines] == ["mlflow", "pipelines.sample", "pipelines.sample", "pipelines.train"]
+    for line in lines:
+        line += " --help" if " mlflow " in line else ""  # it would serve until it is stopped
+        done = subprocess.run(line, shell=True, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stderr[-2000:]}"
+    assert (tmp_path / "samples.png").is_file() and (tmp_path / "inverted.png").is_file()

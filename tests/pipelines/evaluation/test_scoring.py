@@ -25,8 +25,6 @@ from pipelines.models import source as models
 from pipelines.recipes import recipe
 from pipelines.register import RegisterOptions, register
 from pipelines.tracking import client as tracking
-from pipelines.training import run as runs
-from pipelines.tune import TuneOptions, search, shared_by_trials
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
@@ -155,15 +153,6 @@ def test_a_model_that_gives_no_finite_images_is_scored_all_the_same(
     real = Held(moments_of(train), few, scoring.held(train, few).labeller)
     assert scoring.score_samples(toolkit, real.train, [1], 10) == {1: math.inf}
     assert math.isnan(scoring.score_reconstructions(toolkit, real, [2])["mse_nfe2"])
-
-
-@pytest.mark.slow
-def test_a_search_of_one_trial_tries_the_papers_schedule(world: World, ray_session: None):
-    options = TuneOptions(model=str(world.run), trials=1, samples=50)
-    shared = shared_by_trials(runs.read_run(str(world.run)), models.open_model(str(world.run)), options.samples)
-    found = search("sample-2", shared, options, str(world.root / "tune"))
-    assert (found.trials, found.steps) == (1, PAPER_CIFAR10["sample-2"])
-    assert found.best == pytest.approx(found.paper, rel=1e-6)
 
 
 @pytest.mark.slow
