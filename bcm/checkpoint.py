@@ -7,7 +7,7 @@ finished or was changed is never taken for a checkpoint.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,6 +51,10 @@ class Index:
         if ema_rate is not None and ema_rate not in self.ema_rates:
             raise BCMError(f"this checkpoint holds averages of rates {self.ema_rates}, none of {ema_rate}.")
         return _average_file(0 if ema_rate is None else self.ema_rates.index(ema_rate))
+
+    def for_inference(self, ema_rate: float | None = None) -> "Index":
+        """The index of a model for inference alone, whose one file is that average."""
+        return replace(self, ema_rates=(), files={_average_file(0): self.files.get(self.average(ema_rate), "")})
 
 
 def save_checkpoint(
@@ -186,8 +190,13 @@ def _write(
     for name, content in attachments.items():
         (directory / name).write_bytes(content)
     files = {name: _sha256(directory / name) for name in (*tensors, *attachments)}
+    write_index(directory, replace(index, files=files))
+
+
+def write_index(directory: Path, index: Index) -> None:
+    """Write the index of a local checkpoint, after which it counts as finished."""
     partial = directory / f"{INDEX}.partial"
-    partial.write_text(json.dumps({**strict.dump(index), "files": files}, indent=1))
+    partial.write_text(json.dumps(strict.dump(index), indent=1))
     partial.rename(directory / INDEX)
 
 

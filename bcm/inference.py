@@ -41,15 +41,7 @@ class Toolkit:
 
     def __post_init__(self) -> None:
         """Check that each schedule does what its name says, and that the model can follow it."""
-        for name, steps in self.schedules.items():
-            task = "invert" if isinstance(steps, Inversion) else "sample"
-            if name != f"{task}-{steps.nfe}":
-                raise BCMError(f"schedule {name!r} holds {steps}, whose name is '{task}-{steps.nfe}'; rename it.")
-            if self.network.times == 1 and not _to_0_alone(steps):
-                raise BCMError(
-                    f"schedule {name!r} holds {steps}, but a model of one time only maps to time 0: "
-                    "it follows multistep time steps, or one step."
-                )
+        check_schedules(self.schedules, self.network)
 
     @staticmethod
     def of(model: BCM, index: Index, schedules: Mapping[str, TimeSteps]) -> "Toolkit":
@@ -62,8 +54,18 @@ class Toolkit:
         return self.objective == "edm"
 
 
-def _to_0_alone(steps: TimeSteps) -> bool:
-    return isinstance(steps, Multistep) or (isinstance(steps, Ancestral) and steps.nfe == 1)
+def check_schedules(schedules: Mapping[str, TimeSteps], network: NetworkConfig) -> None:
+    """Raise `BCMError` unless each schedule does what its name says, and a model of that network can follow it."""
+    for name, steps in schedules.items():
+        task = "invert" if isinstance(steps, Inversion) else "sample"
+        if name != f"{task}-{steps.nfe}":
+            raise BCMError(f"schedule {name!r} holds {steps}, whose name is '{task}-{steps.nfe}'; rename it.")
+        to_0_alone = isinstance(steps, Multistep) or (isinstance(steps, Ancestral) and steps.nfe == 1)
+        if network.times == 1 and not to_0_alone:
+            raise BCMError(
+                f"schedule {name!r} holds {steps}, but a model of one time only maps to time 0: "
+                "it follows multistep time steps, or one step."
+            )
 
 
 def save_toolkit(directory: Path, toolkit: Toolkit, attachments: Mapping[str, bytes] | None = None) -> None:

@@ -16,7 +16,7 @@ from bcm.networks import NetworkConfig
 from bcm.objectives import OBJECTIVES, TrainingLoss
 from bcm.precond import BCM
 from bcm.schedule import ScheduleConfig, discretization
-from bcm.types import BCMError, Labels, from_uint8
+from bcm.types import BCMError, Images, Labels, from_uint8
 
 MAX_SKIPPED_IN_A_ROW = 20
 """Steps with non-finite losses or gradients in a row after which training stops."""
@@ -177,7 +177,7 @@ def train_step(
         part = slice(index * size, (index + 1) * size)
         seed = dropout_seed(config.seed, k, rank * config.accumulate + index)
         with rng.shared_dropout(state.model, seed, rows=size), _sync(state.loss, index == config.accumulate - 1):
-            losses = _losses(state, batch, part, config, schedule, N)
+            losses = state.loss(*_inputs(state, batch, part, config, schedule, N))
             _backward(torch.stack(list(losses.values())).sum() / config.accumulate)
         for name, loss in losses.items():
             totals[name] = totals.get(name, 0) + loss.detach() / config.accumulate
@@ -222,10 +222,10 @@ def _prepare(model: BCM, config: TrainConfig, device: torch.device) -> None:
         turn_on(True)
 
 
-def _losses(
+def _inputs(
     state: TrainState, batch: TrainingBatch, part: slice, config: TrainConfig, schedule: ScheduleConfig, N: int
-) -> dict[str, Tensor]:
-    """The mean losses of a part of the batch, with its noise and times."""
+) -> tuple[Images, Images, Any, Labels | None]:
+    """A part of the batch as the loss takes it: images, noise, times, labels."""
     parameter, positions = next(state.model.parameters()), batch.positions[part].to(state.device)
     x = from_uint8(batch.images[part].to(state.device, non_blocking=True)).to(parameter.dtype)
     if config.channels_last:
@@ -234,7 +234,7 @@ def _losses(
     uniforms = rng.uniform(config.seed, rng.Stream.TIMES, state.k, positions, 2)
     times: Any = OBJECTIVES[config.objective].draw(uniforms, N, schedule)
     z = rng.normal(config.seed, rng.Stream.NOISE, state.k, positions, tuple(x.shape[1:])).to(x.dtype)
-    return state.loss(x, z, times, label)
+    return x, z, times, label
 
 
 def _backward(loss: Tensor) -> None:

@@ -3,13 +3,16 @@
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn, TypeVar
 
 import tyro
 
+from cluster import session
+from data import store
 from pipelines.config import Config
-from pipelines.errors import USER_ERRORS
+from pipelines.errors import USER_ERRORS, ConfigError
 
 T = TypeVar("T")
 
@@ -43,6 +46,16 @@ def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
 
 _MARKERS = (tyro.conf.AvoidSubcommands,)
 """The recipe decides which kind of network it is."""
+
+
+def durable(url: str, option: str) -> str:
+    """`url` made absolute; in a job, a path relative to its working directory, which is thrown away, is refused."""
+    if session.in_job() and store.is_local(url) and not Path(url.removeprefix("file://")).is_absolute():
+        raise ConfigError(
+            f"{option} {url} lies in the job's working directory, which is thrown away. "
+            "Give a URL, such as s3://BUCKET/PATH, or an absolute path that all nodes share."
+        )
+    return store.absolute(url)
 
 
 def parse(kind: type[T], argv: Sequence[str], module: str, default: T | None = None) -> T:

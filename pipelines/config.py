@@ -1,16 +1,16 @@
 """The configuration of a run."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
-from typing import Any, TypeVar, cast, get_type_hints
+from dataclasses import dataclass
+from typing import Any
 
-from bcm.networks import KINDS, NetworkConfig, network_to_dict
+from bcm.inference import check_schedules
+from bcm.networks import NetworkConfig
 from bcm.schedule import ScheduleConfig, discretization
+from bcm.timesteps import PUBLISHED
 from bcm.training import TrainConfig, check_objective
 from cluster.options import ScalingOptions
 from pipelines.errors import ConfigError, nearest
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,12 @@ class Config:
     """Optimisation."""
     scaling: ScalingOptions
     """Workers; may change when a run is resumed."""
+    time_steps: str
+    """Published time steps that the model starts with, a name in `bcm.timesteps.PUBLISHED`."""
+    window: int = 0
+    """Shards among which images are shuffled; 0 for as many as the data set alone suggests (`data.order`)."""
     finetunes: bool = False
-    """Start from a trained network of one time, which `pipelines.finetune` is given."""
+    """Start from a trained network of one time, which --init names."""
     checkpoint_every: int = 10_000
     """Iterations between checkpoints."""
     log_every: int = 100
@@ -42,6 +46,13 @@ class Config:
             raise ConfigError("checkpoint-every and log-every must be at least 1.")
         self._check_batch()
         check_objective(self.train, self.network)
+        if self.time_steps not in PUBLISHED:
+            raise ConfigError(
+                f"time-steps: unknown name '{self.time_steps}'; {nearest(self.time_steps, list(PUBLISHED))}"
+            )
+        check_schedules(PUBLISHED[self.time_steps], self.network)
+        if self.window < 0:
+            raise ConfigError(f"window is {self.window}; give a number of shards, or 0.")
         discretization(0, self.train.iterations, self.schedule)  # refuses stages that training would never reach
 
     def _check_batch(self) -> None:
@@ -56,15 +67,6 @@ class Config:
                 "choose a divisor."
             )
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready nested dict; the network's has its `kind` too."""
-        return asdict(self) | {"network": network_to_dict(self.network)}
-
-    @staticmethod
-    def from_dict(entry: Mapping[str, Any]) -> "Config":
-        """The inverse of `to_dict`; an unknown or missing key is a `ConfigError` that names the nearest known one."""
-        return _from_dict(Config, entry, "config")
-
 
 def flatten(entry: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"train": {"seed": 0}} -> {"train.seed": 0}."""
@@ -75,36 +77,3 @@ def flatten(entry: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def _from_dict(kind: type[T], entry: Mapping[str, Any], where: str) -> T:
-    if not isinstance(entry, Mapping):
-        raise ConfigError(f"{where}: {entry!r} is given where an object with keys is needed.")
-    hints = get_type_hints(kind)
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    for key in entry:
-        if key not in known:
-            raise ConfigError(f"{where}: unknown key '{key}'; {nearest(key, known)}")
-    missing = [key for key in known if key not in entry]
-    if missing:
-        raise ConfigError(f"{where}: missing key '{missing[0]}'.")
-    values: dict[str, Any] = {}
-    for key, value in entry.items():
-        if hints[key] == NetworkConfig:
-            values[key] = _network(value, f"{where}.{key}")
-        elif is_dataclass(hints[key]):
-            values[key] = _from_dict(cast(type[Any], hints[key]), value, f"{where}.{key}")
-        else:
-            values[key] = tuple(value) if isinstance(value, list) else value
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ConfigError(f"{where}: a value is of the wrong kind ({error}).") from error
-
-
-def _network(entry: Mapping[str, Any], where: str) -> NetworkConfig:
-    if not isinstance(entry, Mapping):
-        raise ConfigError(f"{where}: {entry!r} is given where an object with keys is needed.")
-    if (kind := str(entry.get("kind"))) not in KINDS:
-        raise ConfigError(f"{where}: the kind of network is '{kind}'; {nearest(kind, list(KINDS))}")
-    return _from_dict(KINDS[kind], {key: value for key, value in entry.items() if key != "kind"}, where)

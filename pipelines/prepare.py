@@ -20,8 +20,7 @@ from data.errors import DataError
 from data.manifest import Manifest, load_manifest
 from data.prepare import Choices, audit, prepare
 from data.prepare.pack import SAMPLES_PER_SHARD
-from pipelines.cli import Positional, parse, run_command
-from pipelines.training import run as runs
+from pipelines.cli import Positional, durable, parse, run_command
 
 _LINE_SECONDS = 10.0
 _BAR = 40
@@ -113,8 +112,8 @@ class Bar:
 def write(options: PrepareOptions) -> None:
     """Prepare a set."""
     known = DATASETS.get(options.name)
-    to = runs.durable(options.to or f"runs/data/{options.name}", "--to")
-    source = runs.durable(options.source, "--source") if options.source else None
+    to = durable(options.to or f"runs/data/{options.name}", "--to")
+    source = durable(options.source, "--source") if options.source else None
     choices = Choices(
         resolution=options.resolution,
         channels=options.channels,
@@ -163,7 +162,7 @@ def _require_sound(url: str, problems: Sequence[str]) -> None:
 
 def verify(options: VerifyOptions) -> None:
     """Check a set."""
-    url = runs.durable(options.url, "URL")
+    url = durable(options.url, "URL")
     manifest = load_manifest(url)
     _require_sound(url, sorted(seen.problem for seen in _seen(url, manifest, None) if seen.problem))
     print(f"{describe(manifest, url)}\nevery byte is as the manifest says")
@@ -171,7 +170,7 @@ def verify(options: VerifyOptions) -> None:
 
 def inspect(options: InspectOptions) -> None:
     """Describe a set."""
-    url = runs.durable(options.url, "URL")
+    url = durable(options.url, "URL")
     manifest = load_manifest(url)
     found = sorted(_seen(url, manifest, 100), key=lambda seen: (seen.look.split, seen.look.shard.path))
     _require_sound(url, [seen.problem for seen in found if seen.problem])

@@ -16,12 +16,13 @@ from pipelines.cli import parse, run_command
 from pipelines.config import Config
 from pipelines.errors import ConfigError
 from pipelines.evaluate import EvaluateOptions, evaluate
-from pipelines.evaluate import table as score_table
+from pipelines.evaluation.scores import table as score_table
 from pipelines.prepare import describe
 from pipelines.recipes import recipe
 from pipelines.register import RegisterOptions, register
 from pipelines.tracking import client as tracking
-from pipelines.train import TrainOptions, plan, start
+from pipelines.train import TrainOptions, check
+from pipelines.training.launch import launch
 from pipelines.tune import TuneOptions, tune
 from pipelines.tuning.search import table as tune_table
 
@@ -62,18 +63,19 @@ def quickstart(options: QuickstartOptions, config: Config) -> None:
     data = store.join(root, "data", "digits")
     with stage("1/7 prepare: real 8x8 digits into WebDataset shards"):
         print(describe(prepare("digits", None, data), data))
-    training = plan(TrainOptions(config=config, storage=root, data=data))
+    training = check(TrainOptions(config=config, storage=root, data=data))
     with session.connect(worker_logs=False):
         with stage(f"2/7 train: {config.train.iterations} steps from scratch on {config.scaling.workers} DDP workers"):
-            run = start(training)
+            run = launch(training)
         with stage(f"3/7 tune: search time steps for {options.tune_seconds:.0f} s each"):
             print(tune_table(tune(TuneOptions(model=run.url, seconds=options.tune_seconds))))
         with stage("4/7 evaluate: on the 297 held-out images"):
             scores = evaluate(EvaluateOptions(model=run.url, samples=options.samples))
     with stage("5/7 register: in MLflow, with schedules and scores"):
-        name, registered = register(RegisterOptions(run=run.url))
-        print(f"{name} version {registered.version}: {registered.reason}")
-    model = f"models:/{name}@champion" if registered.is_champion else f"models:/{name}/{registered.version}"
+        registered = register(RegisterOptions(run=run.url))
+        assert registered
+        print(f"{registered.name} version {registered.version}: {registered.reason}")
+    model = f"models:/{registered.name}{'@champion' if registered.is_champion else f'/{registered.version}'}"
     picture = Path(root if store.is_local(root) else "runs") / "quickstart.png"
     with stage(f"6/7 load back: {model} in a fresh process"):
         arguments = [model, "--task", "all", "--count", "12", "--data", data, "--out", str(picture)]
@@ -109,7 +111,7 @@ def command_line(module: str, *arguments: str) -> str:
 def main(argv: Sequence[str]) -> None:
     """The command line."""
     options = parse(QuickstartOptions, argv, "quickstart")
-    config = recipe(f"{options.recipe}-smoke" if options.smoke else options.recipe)
+    config = recipe(options.recipe, options.smoke)
     config = replace(config, train=replace(config.train, seed=options.seed))
     if options.dry_run:
         print("prepare, train, tune, evaluate, register, load back, draw; recipe:")

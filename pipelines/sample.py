@@ -7,10 +7,10 @@ from pathlib import Path
 from bcm.timesteps import Inversion
 from pipelines.cli import Positional, parse, run_command
 from pipelines.errors import ConfigError
-from pipelines.evaluate import data_of
+from pipelines.evaluation.reference import held_out
 from pipelines.figures.grid import Row, grid, save
-from pipelines.figures.samples import Task, generated, held_out, inverted, steps_to_draw
-from pipelines.models import source as models
+from pipelines.figures.samples import Task, generated, inverted, steps_to_draw
+from pipelines.models.source import data_of, model_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +50,11 @@ class SampleOptions:
 def main(argv: Sequence[str]) -> None:
     """The command line."""
     options = parse(SampleOptions, argv, "sample")
-    toolkit = models.open_model(options.model, ema_rate=options.ema_rate)
+    model = model_at(options.model)
+    toolkit = model.open(ema_rate=options.ema_rate)
     drawn = steps_to_draw(toolkit, options.task, options.nfe)
     inverts = any(isinstance(steps, Inversion) for steps in drawn)
-    x, labels = held_out(toolkit, data_of(options.model, options.data), options.count) if inverts else (None, [])
+    x, labels = held_out(toolkit.network, data_of(model, options.data), options.count) if inverts else (None, [])
     if options.dry_run:
         print(f"would draw {options.count} images a row -> {options.out}")
         for steps in drawn:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bcm.timesteps import PAPER_CIFAR10, to_dict
+from bcm import strict
+from bcm.timesteps import PAPER_CIFAR10
 from cluster import session
 from pipelines.cli import Positional, parse, run_command
 from pipelines.errors import ConfigError, nearest
@@ -44,26 +45,22 @@ class TuneOptions:
 
 
 def tune(options: TuneOptions) -> list[Outcome]:
-    """The whole command, for a caller that stands in a `cluster.session.connect`."""
-    run, toolkit = searchable(options.model)
-    trials = load_trials(run, toolkit, options.samples)
-    targets = targets_of(toolkit, options.targets)
-    return search(run, trials, targets, seconds=options.seconds, trials=options.trials, seed=options.seed)
+    """Search every target and keep the better time steps with the run; nothing for a dry run."""
+    run, toolkit, manifest = searchable(options.model)
+    targets = targets_of(run, toolkit, options.targets)
+    if options.dry_run:
+        for name, published in targets.items():
+            print(f"{name}: {', '.join(space(published))}; now {strict.dump(toolkit.schedules[name])}")
+        return []
+    trials = load_trials(run, toolkit, manifest, options.samples)
+    with session.connect(worker_logs=False):
+        return search(run, trials, targets, seconds=options.seconds, trials=options.trials, seed=options.seed)
 
 
 def main(argv: Sequence[str]) -> None:
     """The command line."""
-    options = parse(TuneOptions, argv, "tune")
-    run, toolkit = searchable(options.model)
-    targets = targets_of(toolkit, options.targets)
-    if options.dry_run:
-        for name, published in targets.items():
-            print(f"{name}: {', '.join(space(published))}; now {to_dict(toolkit.schedules[name])}")
-        return
-    trials = load_trials(run, toolkit, options.samples)
-    with session.connect(worker_logs=False):
-        outcomes = search(run, trials, targets, seconds=options.seconds, trials=options.trials, seed=options.seed)
-    print(table(outcomes))
+    if outcomes := tune(parse(TuneOptions, argv, "tune")):
+        print(table(outcomes))
 
 
 if __name__ == "__main__":

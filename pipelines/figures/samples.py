@@ -3,14 +3,10 @@
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
-
 from bcm import inference
 from bcm.inference import Toolkit, check_task, steps_for
 from bcm.timesteps import Inversion, TimeSteps
-from bcm.types import Images, from_uint8
-from data.cache import cached_split, default_cache_dir
-from pipelines.evaluate import fitting_manifest
+from bcm.types import Images
 from pipelines.figures.grid import Row, noise_as_image
 
 Task = Literal["generate", "invert", "all"]
@@ -30,12 +26,6 @@ def steps_to_draw(toolkit: Toolkit, task: Task, nfe: int = 0) -> list[TimeSteps]
     inverting = {steps.nfe: steps for steps in toolkit.schedules.values() if isinstance(steps, Inversion)}
     chosen = [inverting[4 if 4 in inverting else max(inverting)]] if inverting else []
     return [*sorted(sampling, key=lambda steps: steps.nfe), *chosen]
-
-
-def held_out(toolkit: Toolkit, data: str, count: int) -> tuple[Images, list[int]]:
-    """The first `count` held-out images at the URL `data`, (B, C, H, W) in [-1, 1], and their labels."""
-    split = cached_split(data, fitting_manifest(toolkit, data), "test", default_cache_dir())
-    return from_uint8(torch.tensor(split.images[:count])), split.labels[:count].tolist()
 
 
 def generated(toolkit: Toolkit, nfe: int, seeds: Sequence[int], label: int | None = None) -> Row:

@@ -1,84 +1,176 @@
-"""Where a command's MODEL argument leads: a run, a checkpoint, an imported model, or a registered model.
+"""Where a command's MODEL leads: a run or one of its checkpoints, an imported model, or a registered one.
 
-An imported model is a folder that holds a checkpoint's files beside its time steps; it has no run.
+An imported model is a folder that holds a checkpoint's files beside its time steps; it has no run. Nothing else tells
+the kinds apart.
 """
 
-from bcm.checkpoint import INDEX, load_model
-from bcm.inference import SCHEDULES, Toolkit, paper_schedules
-from bcm.networks import NetworkConfig, network_from_dict
-from bcm.timesteps import TimeSteps, from_dict, to_dict
-from bcm.types import BCMError
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from bcm.checkpoint import INDEX
+from bcm.inference import SCHEDULES, Toolkit, dump_schedules, load_toolkit, read_schedules
+from bcm.timesteps import PUBLISHED, TimeSteps
 from data import store
 from pipelines.errors import ConfigError
-from pipelines.tracking import client as tracking
-from pipelines.tracking import registry
-from pipelines.training import run as runs
+from pipelines.models.checkpoints import inference_copy, latest_checkpoint
+from pipelines.models.run import Run, read_run
+from pipelines.tracking import client, registry
 
 REGISTERED = "models:/"
-_REMEDY = "Remove that file to go back to the paper's time steps, then run pipelines.tune again."
 
 
-def open_model(source: str, device: str = "cpu", ema_rate: float | None = None) -> Toolkit:
-    """The model at `source` with the best time steps known for it.
+class Model(Protocol):
+    """A trained model, wherever it is."""
+
+    @property
+    def source(self) -> str:
+        """Its name for people: a URL, or models:/NAME@ALIAS."""
+        ...
+
+    @property
+    def home(self) -> str | None:
+        """URL of the folder that keeps its time steps and scores; None for a registered model, which has its own."""
+        ...
+
+    @property
+    def run(self) -> Run | None:
+        """The training run it comes from; None for an imported or registered model."""
+        ...
+
+    @property
+    def checkpoint(self) -> str | None:
+        """URL of its checkpoint, the newest of a run; None for a registered model."""
+        ...
+
+    def schedules(self) -> dict[str, TimeSteps]:
+        """The best time steps known for it, by task and NFE."""
+        ...
+
+    def open(self, device: str = "cpu", ema_rate: float | None = None) -> Toolkit:
+        """Its weights on a device with its time steps; `ema_rate`: which average, by default the one that serves."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunModel:
+    """The model of a training run, or one of its checkpoints."""
+
+    run: Run
+    chosen: str | None = None
+    """URL of the checkpoint; None for the newest."""
+
+    @property
+    def source(self) -> str:
+        """URL of the checkpoint, or of the run."""
+        return self.chosen or self.run.url
+
+    @property
+    def home(self) -> str:
+        """URL of the run."""
+        return self.run.url
+
+    @property
+    def checkpoint(self) -> str:
+        """URL of the checkpoint."""
+        return self.chosen or latest_checkpoint(self.run.url)
+
+    def schedules(self) -> dict[str, TimeSteps]:
+        """Those that its recipe states, and in their place those that were found for it."""
+        return {**PUBLISHED[self.run.config.time_steps], **_stored(self.run.url)}
+
+    def open(self, device: str = "cpu", ema_rate: float | None = None) -> Toolkit:
+        """Fetches the index and one average alone."""
+        with inference_copy(self.checkpoint, self.schedules(), ema_rate) as folder:
+            return load_toolkit(folder, device)
+
+
+@dataclass(frozen=True)
+class ImportedModel:
+    """A model that `pipelines.import_weights` wrote."""
+
+    home: str
+    """URL of its folder."""
+    run: None = None
+
+    @property
+    def source(self) -> str:
+        """URL of its folder."""
+        return self.home
+
+    @property
+    def checkpoint(self) -> str:
+        """URL of its folder, which is a checkpoint too."""
+        return self.home
+
+    def schedules(self) -> dict[str, TimeSteps]:
+        """Those it came with, or what took their place."""
+        return _stored(self.home)
+
+    def open(self, device: str = "cpu", ema_rate: float | None = None) -> Toolkit:
+        """Fetches the index and its weights alone."""
+        with inference_copy(self.home, self.schedules(), ema_rate) as folder:
+            return load_toolkit(folder, device)
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """A version in the registry."""
+
+    source: str
+    """models:/NAME@ALIAS or models:/NAME/VERSION."""
+    home: None = None
+    run: None = None
+    checkpoint: None = None
+
+    def schedules(self) -> dict[str, TimeSteps]:
+        """Those it was registered with."""
+        return dict(self.open().schedules)
+
+    def open(self, device: str = "cpu", ema_rate: float | None = None) -> Toolkit:
+        """None of its own code is run."""
+        if ema_rate is not None:
+            raise ConfigError(f"{self.source} holds one average of the weights; leave --ema-rate out.")
+        return registry.toolkit_of(client.resolve_uri("runs"), self.source, device)
+
+
+def model_at(source: str) -> Model:
+    """The model that `source` names; a run or checkpoint that is not there is a `ConfigError`.
 
     Args:
         source: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or the URL of a run, a checkpoint or an imported model.
-        device: where to put the weights.
-        ema_rate: which of the averages that a run kept; by default the first, which serves.
     """
     if source.startswith(REGISTERED):
-        if ema_rate is not None:
-            raise ConfigError(f"{source} holds one average of the weights; leave --ema-rate out.")
-        return registry.toolkit_of(tracking.resolve_uri("runs"), source, device)
-    url = store.absolute(source)
-    with runs.local_checkpoint(url) as directory:
-        model, info = load_model(directory, device, ema_rate)
-    return Toolkit.of(model, info, schedules_of(url, info.network))
-
-
-def is_imported(source: str) -> bool:
-    """Whether the URL `source` is a model of its own, as `pipelines.import_weights` writes it."""
-    return all(store.exists(store.join(source, name)) for name in (INDEX, SCHEDULES))
-
-
-def home_of(source: str) -> str:
-    """URL of the folder that keeps the time steps and scores of `source`: its run's, or the imported model's own."""
+        return RegisteredModel(source)
     url = store.absolute(source).rstrip("/")
-    of_a_run = store.exists(store.join(url, INDEX)) and not is_imported(url)
-    return url.rpartition("/")[0] if of_a_run else url
+    if not store.exists(store.join(url, INDEX)):
+        return RunModel(read_run(url))
+    if store.exists(store.join(url, SCHEDULES)):
+        return ImportedModel(url)
+    return RunModel(read_run(url.rpartition("/")[0]), url)
 
 
-def run_of(source: str) -> runs.Run | None:
-    """The run that `source`, a run or one of its checkpoints, belongs to; None for a registered or imported model."""
-    return None if source.startswith(REGISTERED) or is_imported(source) else runs.read_run(home_of(source))
+def data_of(model: Model, data: str | None) -> str:
+    """URL of the shards: those given, or those the model's run was trained on."""
+    if data:
+        return store.absolute(data)
+    if model.run:
+        return model.run.data
+    raise ConfigError(f"{model.source} does not say where its data is; give --data.")
 
 
-def stated(checkpoint: str) -> tuple[int, NetworkConfig]:
-    """Iterations and network of the checkpoint at a URL, by its index; the weights are not looked at."""
-    path = store.join(checkpoint, INDEX)
-    index = store.read_json(path)
+def store_schedules(home: str, schedules: Mapping[str, TimeSteps]) -> None:
+    """Keep time steps in a model's home, beside those kept before."""
+    store.write_json(store.join(home, SCHEDULES), dump_schedules(_stored(home) | dict(schedules)))
+
+
+def _stored(home: str) -> dict[str, TimeSteps]:
+    path = store.join(home, SCHEDULES)
+    if not store.exists(path):
+        return {}
     try:
-        return int(index["k"]), network_from_dict(index["network"])
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path} is damaged ({type(error).__name__}: {error}). Choose another checkpoint.") from error
-
-
-def schedules_of(source: str, network: NetworkConfig) -> dict[str, TimeSteps]:
-    """The time steps stored with a run or an imported model, and the published ones where none are stored."""
-    return {**paper_schedules(network), **_tuned(store.join(home_of(source), SCHEDULES))}
-
-
-def store_schedules(run_url: str, schedules: dict[str, TimeSteps]) -> None:
-    """Keep tuned time steps with the run, beside those tuned before."""
-    path = store.join(run_url, SCHEDULES)
-    store.write_json(path, {name: to_dict(steps) for name, steps in (_tuned(path) | schedules).items()})
-
-
-def _tuned(path: str) -> dict[str, TimeSteps]:
-    entries = store.read_json(path) if store.exists(path) else {}
-    if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
-        raise ConfigError(f"{path} does not hold time steps by name. {_REMEDY}")
-    try:
-        return {name: from_dict(entry) for name, entry in entries.items()}
-    except BCMError as error:
-        raise ConfigError(f"{path}: {error} {_REMEDY}") from error
+        return read_schedules(store.read_bytes(path), path)
+    except ValueError as error:
+        raise ConfigError(
+            f"{error} Remove that file to go back to the published time steps, then run pipelines.tune again."
+        ) from error

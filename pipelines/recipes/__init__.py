@@ -19,14 +19,14 @@ from pipelines.recipes.cifar10 import (
 from pipelines.recipes.digits import digits, digits_finetune, digits_ict
 from pipelines.recipes.imagenet64 import imagenet64_bcm, imagenet64_bcm_deep, imagenet64_ict, imagenet64_ict_deep
 from pipelines.recipes.large import ffhq64_bcm, lsun_bedroom256_bcm
-from pipelines.recipes.smoke import smoke_form
+from pipelines.recipes.smoke import smoke as cut
 
 Recipe = Callable[[], Config]
 
 FLOPS_PER_GPU = 1e14
 """What a recipe's hours assume of each GPU in a second: a tenth of an H100's peak in bf16, a fifth of that in TF32."""
 
-_FULL: dict[str, Recipe] = {
+RECIPES: dict[str, Recipe] = {
     "digits": digits,
     "digits-ict": digits_ict,
     "digits-finetune": digits_finetune,
@@ -43,13 +43,9 @@ _FULL: dict[str, Recipe] = {
     "imagenet64-bcm-deep": imagenet64_bcm_deep,
 }
 
-RECIPES: dict[str, Recipe] = {
-    key: form for name, make in _FULL.items() for key, form in ((name, make), (f"{name}-smoke", smoke_form(make)))
-}
 
-
-def recipe(name: str) -> Config:
-    """The config of a recipe; an unknown name is a `ConfigError` that names the nearest."""
+def recipe(name: str, smoke: bool = False) -> Config:
+    """The config of a recipe, or its smoke form; an unknown name is a `ConfigError` that names the nearest."""
     if name not in RECIPES:
         raise ConfigError(f"unknown recipe '{name}': {nearest(name, list(RECIPES))}")
-    return RECIPES[name]()
+    return cut(RECIPES[name]()) if smoke else RECIPES[name]()

@@ -24,6 +24,7 @@ def cifar10_bcm() -> Config:
         dataset="cifar10",
         network=NCSNppConfig(),
         schedule=ScheduleConfig(),
+        time_steps="cifar10",
         train=TrainConfig(),
         scaling=ScalingOptions(workers=8, gpu=True),
     )
@@ -40,6 +41,7 @@ def cifar10_bcm_deep() -> Config:
     return replace(
         config,
         recipe="cifar10-bcm-deep",
+        time_steps="cifar10-deep",
         network=replace(config.network, blocks=DEEP),
         train=replace(config.train, accumulate=2),
     )
@@ -58,6 +60,7 @@ def cifar10_ict() -> Config:
         config,
         recipe="cifar10-ict",
         network=replace(config.network, times=1),
+        time_steps="ct-cifar10",
         train=replace(config.train, objective="ct"),
     )
 
@@ -88,6 +91,7 @@ def cifar10_edm() -> Config:
     return replace(
         config,
         recipe="cifar10-edm",
+        time_steps="ct-cifar10",
         network=NCSNppConfig(times=1, fourier_scale=16.0, dropout=0.13),
         train=TrainConfig(
             iterations=391_000, batch_size=512, learning_rate=1e-3, ema_rates=(0.99929,), objective="edm"

@@ -23,6 +23,7 @@ def digits() -> Config:
             image_channels=1, resolution=8, width=16, channel_mult=(1, 1), blocks=1, attention=(), dropout=0.0
         ),
         schedule=ScheduleConfig(s1=80, pairs="wide"),
+        time_steps="cifar10",
         train=TrainConfig(iterations=2500, batch_size=128, learning_rate=3e-3, ema_rates=(0.998,)),
         scaling=ScalingOptions(workers=2),
         checkpoint_every=500,
@@ -43,6 +44,7 @@ def digits_ict() -> Config:
         config,
         recipe="digits-ict",
         network=replace(config.network, times=1),
+        time_steps="ct-cifar10",
         train=replace(config.train, objective="ct"),
     )
 
@@ -52,7 +54,7 @@ def digits_finetune() -> Config:
 
     Expected, from an iCT of half the length of digits-ict: one-step Frechet distance 1.3 times that of the test images,
     reconstruction MSE at 4 NFE 0.005 (docs/log.md). About three minutes on 2 CPU cores, by its number of steps.
-    Command: python -m pipelines.finetune digits-finetune --init runs/NAME
+    Command: python -m pipelines.train digits-finetune --init runs/NAME
     """
     config = digits()
     return replace(

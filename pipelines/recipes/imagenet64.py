@@ -28,6 +28,7 @@ def imagenet64_ict() -> Config:
         dataset="imagenet64",
         network=ADMConfig(times=1),
         schedule=ScheduleConfig(),
+        time_steps="ct-imagenet64",
         train=TrainConfig(iterations=800_000, batch_size=4096, ema_rates=(0.99997,), objective="ct"),
         scaling=ScalingOptions(workers=64, gpu=True),
         checkpoint_every=2000,
@@ -50,7 +51,7 @@ def imagenet64_bcm() -> Config:
 
     Expected: FID 4.18, 2.88, 2.78, 2.68 at NFE 1, 2, 3, 4 (README of the paper's code).
     Hardware: 64 H100; about 75 hours for 958.5M images.
-    Command: python -m pipelines.finetune imagenet64-bcm --init URL \
+    Command: python -m pipelines.train imagenet64-bcm --init URL \
         --storage s3://BUCKET/runs --data s3://BUCKET/imagenet64
     """
     return _finetuned(imagenet64_ict(), "imagenet64-bcm", (210_000, 16_000, 8_000), accumulate=2)
@@ -61,7 +62,7 @@ def imagenet64_bcm_deep() -> Config:
 
     Expected: FID 3.14, 2.45, 2.61, 2.35 at NFE 1, 2, 3, 4 (README of the paper's code, and Fig. 27).
     Hardware: 64 H100; about 246 hours for 1,925.1M images.
-    Command: python -m pipelines.finetune imagenet64-bcm-deep --init URL \
+    Command: python -m pipelines.train imagenet64-bcm-deep --init URL \
         --storage s3://BUCKET/runs --data s3://BUCKET/imagenet64
     """
     return _finetuned(imagenet64_ict_deep(), "imagenet64-bcm-deep", (360_000, 100_000, 10_000), accumulate=4)
@@ -72,6 +73,7 @@ def _finetuned(ict: Config, name: str, steps: tuple[int, int, int], accumulate: 
         ict,
         recipe=name,
         network=replace(ict.network, times=2),
+        time_steps="imagenet64",
         schedule=replace(ict.schedule, curriculum_N=(320, 480, 640), curriculum_steps=steps),
         train=replace(ict.train, iterations=sum(steps), objective="bct", accumulate=accumulate),
         finetunes=True,

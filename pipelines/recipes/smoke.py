@@ -1,6 +1,5 @@
 """The smoke form of a recipe: every part of it at work on two CPU cores, in seconds instead of days."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from bcm.networks import ADMConfig, NetworkConfig
@@ -28,22 +27,6 @@ SIZES = {
     "lsun-bedroom256": Size(width=8, batch_size=2, iterations=16),
     "imagenet64": Size(width=32, batch_size=8, iterations=8),
 }
-
-
-def smoke_form(make: Callable[[], Config]) -> Callable[[], Config]:
-    """The recipe that does with a narrow network and few steps what the recipe `make` does."""
-    name = make().recipe
-    module = "finetune" if make().finetunes else "train"
-
-    def cut() -> Config:
-        return smoke(make())
-
-    cut.__doc__ = f"""The recipe {name} cut to a few steps of a narrower network, to see every part work.
-
-    Expected: nothing of the images. Less than a minute on 2 CPU cores, once the data are prepared.
-    Command: python -m pipelines.{module} {name}-smoke{" --init URL" if make().finetunes else ""}
-    """
-    return cut
 
 
 def smoke(config: Config) -> Config:

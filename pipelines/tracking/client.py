@@ -1,7 +1,6 @@
 """Runs, parameters, metrics and files in MLflow; a tracking outage never stops training.
 
-Only this module, `metriclog`, `registry` and `serving` know MLflow; they import it where it is used, for that takes
-seconds.
+The modules of this room alone know MLflow; they import it where it is used, for that takes seconds.
 """
 
 import json
@@ -11,15 +10,16 @@ import re
 import sqlite3
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
+from data import store
 from pipelines.errors import TrackingError
+from pipelines.evaluation.scores import Score
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,8 +39,6 @@ _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-
-Result = TypeVar("Result")
 
 
 def resolve_uri(default_root: str | Path) -> str:
@@ -132,6 +130,28 @@ def log_scores(uri: str, run_id: str, scores: Mapping[str, float], step: int | N
         client.log_batch(run_id, metrics=[Metric(name, value, now, step or 0) for name, value in scores.items()])
 
 
+def score_names(rows: Sequence[Score]) -> dict[str, float]:
+    """What scores are called in MLflow: `frechet_nfe1`, `frechet_ratio_nfe1` (over the test images'), `mse_nfe4`.
+
+    These names are made here and never read back.
+    """
+    real = next((row.value for row in rows if row.task == "real"), None)
+    names: dict[str, float] = {}
+    for row in rows:
+        name = {"fd-pixels": "frechet", "mse": "mse", "labels-kept": "labels_kept"}[row.metric]
+        names[f"{name}_test" if row.task == "real" else f"{name}_nfe{row.nfe}"] = row.value
+        if row.task == "sample" and real is not None:
+            names[f"{name}_ratio_nfe{row.nfe}"] = row.value / real
+    return names
+
+
+def check_run(uri: str, run_id: str, name: str) -> None:
+    """Refuse, before the work starts, an MLflow that is down or does not know the run `name`."""
+    client = connect(uri)
+    with reported(uri, f"the run {run_id} of {name} cannot be found"):
+        client.get_run(run_id)
+
+
 def connect(uri: str) -> "MlflowClient":
     """A client whose store has answered; `TrackingError` within about 15 seconds otherwise."""
     with reported(uri, "it cannot be used"):
@@ -140,7 +160,7 @@ def connect(uri: str) -> "MlflowClient":
             with closing(sqlite3.connect(uri.removeprefix(_SQLITE).split("?")[0])) as database:
                 database.execute("PRAGMA schema_version")
             return client_of(uri)
-        return _within(_ANSWER_SECONDS, lambda: _answering_client(uri))
+        return store.within(_ANSWER_SECONDS, lambda: _answering_client(uri))
 
 
 @contextmanager
@@ -187,27 +207,6 @@ def _answering_client(uri: str) -> "MlflowClient":
     client = client_of(uri)
     client.search_experiments(max_results=1)
     return client
-
-
-def _within(seconds: float, call: Callable[[], Result]) -> Result:
-    """The result of `call`, or `TimeoutError`; the abandoned call ends with the process."""
-    outcome: list[Result] = []
-    errors: list[Exception] = []
-
-    def attempt() -> None:
-        try:
-            outcome.append(call())
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=attempt, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    for error in errors:
-        raise error from error.__cause__ or error.__context__  # raising anew would replace the context
-    if not outcome:
-        raise TimeoutError(f"no answer within {seconds:.0f} s")
-    return outcome[0]
 
 
 def _experiment_id(client: "MlflowClient", uri: str, name: str) -> str:

@@ -1,13 +1,12 @@
 """The metrics of a training run on their way to MLflow: sent in the background, each step exactly once."""
 
-import math
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipelines.tracking.client import cause, client_of, redacted
 
@@ -30,17 +29,6 @@ class Point:
     """When they were measured, milliseconds since 1970."""
     values: dict[str, float]
     """By name; NaN and infinities are allowed."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """A form that strict JSON can hold: non-finite values become strings."""
-        values = {name: value if math.isfinite(value) else str(value) for name, value in self.values.items()}
-        return {"step": self.step, "time_ms": self.time_ms, "values": values}
-
-    @classmethod
-    def from_dict(cls, entry: Mapping[str, Any]) -> "Point":
-        """The inverse of `to_dict`."""
-        values = {str(name): float(value) for name, value in entry["values"].items()}
-        return cls(int(entry["step"]), int(entry["time_ms"]), values)
 
 
 class MetricLog:

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import bcm
-from bcm.checkpoint import load_model
-from bcm.inference import Toolkit, check_task, load_toolkit, save_toolkit
-from bcm.timesteps import TimeSteps
+from bcm.checkpoint import verify_files
+from bcm.inference import Toolkit, check_task, load_toolkit
 from pipelines.errors import TrackingError
 from pipelines.tracking import client as tracking
 from pipelines.tracking.client import redacted, reported
@@ -31,7 +30,7 @@ CHAMPION = "champion"
 CHAMPION_SCORES = ("frechet_ratio_nfe1", "mse_nfe4")
 """The scores that decide the champion, lower is better."""
 
-_CHECKPOINT = "checkpoint"
+_MODEL = "checkpoint"
 _SCORE_TAG = "score."
 _REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch")
 
@@ -40,6 +39,8 @@ _REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch")
 class Registered:
     """A new model version."""
 
+    name: str
+    """Of the registered model."""
     version: str
     is_champion: bool
     reason: str
@@ -50,47 +51,41 @@ def register(
     uri: str,
     *,
     name: str,
-    checkpoint_dir: Path,
-    schedules: Mapping[str, TimeSteps],
+    folder: Path,
     scores: Mapping[str, float],
     run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
-    ema_rate: float | None = None,
 ) -> Registered:
-    """Register the averaged weights of a checkpoint as a new version of the model `name`.
+    """Register a model as a new version of the model `name`.
 
     Args:
-        uri: from `tracking.resolve_uri`.
+        uri: from `client.resolve_uri`.
         name: name of the registered model; made when needed.
-        checkpoint_dir: a finished checkpoint.
-        schedules: time steps by name, such as `sample-1` or `invert-4`.
+        folder: the model as `bcm.inference.save_toolkit` writes it.
         scores: results of the evaluation; `CHAMPION_SCORES` decide whether it becomes the champion.
         run_id: the run it was trained and evaluated in; without one, a run is made and the scores are logged there.
         tags: of the version.
-        ema_rate: which average of the checkpoint's; by default the first, which serves.
 
     Raises:
         TrackingError: MLflow does not answer or refuses.
-        BCMError: the checkpoint or a schedule is wrong, or the model makes no samples; nothing was registered then.
+        BCMError: the model or a schedule is wrong, or it makes no samples; nothing was registered then.
     """
-    model, info = load_model(checkpoint_dir, ema_rate=ema_rate)
-    toolkit = Toolkit.of(model, info, schedules)
+    verify_files(folder)
+    toolkit = load_toolkit(folder)
     check_task(toolkit, "sample")
     client = tracking.connect(uri)
     run = run_id or tracking.start_run(uri, experiment=name, name="register", params={}, tags={})
     if run_id is None:
-        tracking.log_scores(uri, run, scores, info.k)
+        tracking.log_scores(uri, run, scores, toolkit.k)
     all_tags = {**(tags or {}), **{f"{_SCORE_TAG}{key}": repr(float(score)) for key, score in scores.items()}}
-    with reported(uri, f"the model {name!r} cannot be registered"), tempfile.TemporaryDirectory() as folder:
-        checkpoint = Path(folder) / _CHECKPOINT
-        save_toolkit(checkpoint, toolkit, info.extra)
-        version = _create_version(client, name, checkpoint, run, all_tags)
+    with reported(uri, f"the model {name!r} cannot be registered"):
+        version = _create_version(client, name, folder, run, all_tags)
         is_champion, reason = _judge(client, name, scores)
         if is_champion:
             client.set_registered_model_alias(name, CHAMPION, version)
     if run_id is None:
         tracking.finish_run(uri, run, "FINISHED")
-    return Registered(version, is_champion, reason)
+    return Registered(name, version, is_champion, reason)
 
 
 def load(uri: str, reference: str) -> "PyFuncModel":
@@ -106,7 +101,7 @@ def load(uri: str, reference: str) -> "PyFuncModel":
 def toolkit_of(uri: str, reference: str, device: str = "cpu") -> Toolkit:
     """Weights and schedules of the model that `reference` names; none of its code is run."""
     with tempfile.TemporaryDirectory() as folder:
-        return load_toolkit(_download(uri, reference, f"artifacts/{_CHECKPOINT}", folder), device)
+        return load_toolkit(_download(uri, reference, f"artifacts/{_MODEL}", folder), device)
 
 
 def _save_pyfunc(path: Path, checkpoint: Path, mlflow_model: "Model") -> None:
@@ -159,9 +154,10 @@ def _create_version(client: "MlflowClient", name: str, checkpoint: Path, run_id:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     stored = client.create_logged_model(client.get_run(run_id).info.experiment_id, name, run_id)
-    path = checkpoint.with_name("model")
-    _save_pyfunc(path, checkpoint, Model(stored.artifact_location, run_id, model_id=stored.model_id))
-    client.log_model_artifacts(stored.model_id, str(path))
+    with tempfile.TemporaryDirectory(prefix="bcm-pyfunc-") as folder:
+        path = Path(folder) / "model"
+        _save_pyfunc(path, checkpoint, Model(stored.artifact_location, run_id, model_id=stored.model_id))
+        client.log_model_artifacts(stored.model_id, str(path))
     client.finalize_logged_model(stored.model_id, "READY")
     version = client.create_model_version(name, stored.artifact_location, run_id, tags, model_id=stored.model_id)
     return str(version.version)

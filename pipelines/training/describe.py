@@ -4,6 +4,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterator
 
+from bcm import strict
 from bcm.cost import step_cost
 from bcm.objectives import OBJECTIVES
 from bcm.schedule import ScheduleConfig, discretization
@@ -26,7 +27,7 @@ def describe(config: Config) -> str:
         "stages": stages if OBJECTIVES[train.objective].grid else "none, the times are not on a grid",
     }
     lines = [f"{name:17s}{fact}" for name, fact in facts.items()]
-    return "\n".join([json.dumps(config.to_dict(), indent=2), *lines])
+    return "\n".join([json.dumps(strict.dump(config), indent=2), *lines])
 
 
 def stages_of(K: int, schedule: ScheduleConfig) -> Iterator[tuple[int, int]]:

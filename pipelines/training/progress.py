@@ -63,40 +63,32 @@ class Meter:
         return (self._images - images) / seconds, (self._waited - waited) / seconds
 
 
-class _Board:
-    def __init__(self) -> None:
-        self.latest: Progress | None = None
-        self.failure: str | None = None
-        self.warning: str | None = None
-
-    def post(self, progress: Progress) -> None:
-        self.latest = progress
-
-    def fail(self, message: str) -> None:
-        self.failure = self.failure or message
-
-    def warn(self, message: str) -> None:
-        self.warning = message
-
-    def read(self) -> "Seen":
-        return Seen(self.latest, self.failure, self.warning)
-
-
-@dataclass(frozen=True)
-class Seen:
+@dataclass
+class Posted:
     """What stands on the board."""
 
     progress: Progress | None = None
-    failure: str | None = None
-    """Why the run cannot go on, however often it is restarted."""
     warning: str | None = None
     """What the user should know when it is over."""
 
 
-class Board:
-    """A small actor that workers post to and the driver reads; safe to send to workers.
+class _Board:
+    def __init__(self) -> None:
+        self._posted = Posted()
 
-    It also remembers an error that no restart can mend, such as damaged data: workers that start again look here first.
+    def post(self, progress: Progress | None = None, warning: str | None = None) -> None:
+        self._posted.progress = progress or self._posted.progress
+        self._posted.warning = warning or self._posted.warning
+
+    def read(self) -> Posted:
+        return self._posted
+
+
+class Board:
+    """A small actor that the first worker posts to and the driver reads; safe to send to workers.
+
+    Ray Train's callbacks would hear of progress through `ray.train.report` alone, which is a barrier for all workers
+    and answered when the controller next looks at them, and they run in a process whose output a private Ray hides.
     """
 
     def __init__(self) -> None:
@@ -112,19 +104,13 @@ class Board:
         """Post and go on at once."""
         self._actor.post.remote(progress)
 
-    def fail(self, message: str) -> None:
-        """Note why the run cannot go on."""
-        import ray
-
-        ray.get(self._actor.fail.remote(message))
-
     def warn(self, message: str) -> None:
         """Note what the user should know when the run is over."""
         import ray
 
-        ray.get(self._actor.warn.remote(message))
+        ray.get(self._actor.post.remote(warning=message))
 
-    def read(self) -> Seen:
+    def read(self) -> Posted:
         """What stands on the board; nothing, if it cannot be reached."""
         import ray
         from ray.exceptions import RayError
@@ -132,7 +118,7 @@ class Board:
         try:
             return ray.get(self._actor.read.remote(), timeout=30)
         except RayError:
-            return Seen()
+            return Posted()
 
 
 @contextmanager

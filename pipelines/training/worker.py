@@ -1,5 +1,6 @@
 """What each worker of a training does."""
 
+import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,19 +10,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bcm.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
+from bcm import strict
+from bcm.checkpoint import attachment, load_checkpoint, save_checkpoint
 from bcm.networks import build_network
 from bcm.precond import BCM
 from bcm.training import StepMetrics, TrainState, fit
-from bcm.types import BCMError
-from data.cache import BUDGET_VARIABLE, default_cache_dir, open_split
+from data import store
+from data.cache import ShardCache
 from data.loader import Batch, Loader
 from data.manifest import Manifest
-from data.store import retries
+from data.order import shuffle_of
 from pipelines.config import Config
 from pipelines.errors import ConfigError
+from pipelines.models.checkpoints import checkpoint_name
+from pipelines.models.run import NOTES, Notes, Run
 from pipelines.tracking.metriclog import MetricLog, Point
-from pipelines.training import run as runs
 from pipelines.training.progress import Board, Meter, Progress
 
 if TYPE_CHECKING:
@@ -35,8 +38,7 @@ FLUSH_SECONDS = 20.0
 class Job:
     """What every worker is given."""
 
-    config: Config
-    run: runs.Run
+    run: Run
     manifest: Manifest
     tracking_uri: str = field(repr=False)
     """May hold a password; Ray keeps the printed form of a job."""
@@ -51,68 +53,47 @@ def train_worker(entry: dict[str, Job]) -> None:
     import ray.train
 
     job, context = entry["job"], ray.train.get_context()
-    config, rank, world_size = job.config, context.get_world_rank(), context.get_world_size()
-    with _final_errors(job.board) as already_failed:
-        if already_failed:
-            return
-        cached = open_split(job.run.data, job.manifest, "train", default_cache_dir())
-        batch_size, seed = config.train.batch_size, config.train.seed
-        loader = Loader(
-            cached=cached, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size, flip=job.manifest.flip
-        )
-        state, unsent = _initial_state(config, job.fallback, cached.shuffle.window)
-        reporter = Reporter(job, unsent) if rank == 0 else None
-        batches = loader.batches(state.k * batch_size)
-        for metrics in fit(state, _metered(batches, reporter), config.train, config.schedule, rank):
-            if state.k % config.log_every == 0 or state.k == config.train.iterations:
-                mean = _over_workers(metrics, world_size)
-                if reporter:
-                    reporter.point(state, mean)
-            if state.k % config.checkpoint_every == 0 or state.k == config.train.iterations:
-                _checkpoint(job, state, reporter, cached.shuffle.window)
-        if reporter:
-            reporter.close()
+    config, rank, world_size = job.run.config, context.get_world_rank(), context.get_world_size()
+    loader = Loader(
+        cache=ShardCache(job.run.data, job.manifest, "train"),
+        shuffle=shuffle_of(job.manifest, "train", config.window),
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+        rank=rank,
+        world_size=world_size,
+        flip=job.manifest.flip,
+    )
+    state, unsent = _initial_state(config, job.fallback)
+    reporter = Reporter(job, unsent) if rank == 0 else None
+    batches = _metered(loader.batches(state.k * config.train.batch_size), reporter)
+    for metrics in fit(state, batches, config.train, config.schedule, rank):
+        last = state.k == config.train.iterations
+        if state.k % config.log_every == 0 or last:
+            mean = _over_workers(metrics, world_size)
+            if reporter:
+                reporter.point(state, mean)
+        if state.k % config.checkpoint_every == 0 or last:
+            _checkpoint(job, state, reporter)
+    if reporter:
+        reporter.close()
 
 
-@contextmanager
-def _final_errors(board: Board) -> Iterator[bool]:
-    """Note errors that no restart can mend on the board; yields whether an earlier attempt met one.
-
-    Trouble with data is not among them: a restart may find the storage answering again.
-    """
-    try:
-        yield board.read().failure is not None
-    except (BCMError, ConfigError) as error:
-        board.fail(str(error))
-        raise
-
-
-def _initial_state(config: Config, fallback: "Checkpoint | None", window: int) -> tuple[TrainState, list[Point]]:
+def _initial_state(config: Config, fallback: "Checkpoint | None") -> tuple[TrainState, Sequence[Point]]:
     """The state to train on from: that of the last checkpoint, or a fresh one; and metrics not yet in MLflow."""
     from ray.train.torch import get_device, prepare_model
 
     torch.manual_seed(config.train.seed)
     model = BCM(build_network(config.network)).to(get_device())
     state = TrainState(model, config.train, conditional=config.network.classes > 0)
-    unsent: list[Point] = []
+    unsent: Sequence[Point] = ()
     with _last_checkpoint(fallback) as directory:
         if directory:
-            info = load_checkpoint(directory, state, config.network)
-            unsent = [Point.from_dict(point) for point in info.extra.get("unsent", [])]
-            check_window(info, window)
+            load_checkpoint(directory, state, config.network)
+            notes = strict.read(Notes, attachment(directory, NOTES), f"{directory}/{NOTES}", ConfigError)
+            unsent = notes.unsent
     options = {"forward_sync_buffers": False, "gradient_as_bucket_view": True}
     state.loss = prepare_model(state.loss, move_to_device=False, parallel_strategy_kwargs=options)
     return state, unsent
-
-
-def check_window(info: CheckpointInfo, window: int) -> None:
-    """Raise `ConfigError` if the images come in another order now, for the cache holds windows of another size."""
-    noted = info.extra.get("window", window)
-    if noted != window:
-        raise ConfigError(
-            f"this run shuffles its images in windows of {noted} shards, but the cache now gives windows of {window}, "
-            f"and with them another order. Set {BUDGET_VARIABLE} on every node as it was when the run began."
-        )
 
 
 @contextmanager
@@ -139,14 +120,14 @@ class Reporter:
 
     def point(self, state: TrainState, metrics: StepMetrics) -> None:
         """Report one iteration, its losses averaged over the workers."""
-        config = self.job.config
+        config = self.job.run.config
         speed, wait_share = self.meter.measure()
         losses = {name: float(loss) for name, loss in metrics.losses.items()}
         values = {f"loss_{name}": loss for name, loss in losses.items()}
         values |= {"N": metrics.N, "grad_norm": float(metrics.grad_norm)}
         values |= {"images_seen": state.k * config.train.batch_size, "skipped_steps": state.skipped}
         values |= {"images_per_second": speed, "data_wait_share": wait_share}
-        values |= {"storage_retries": sum(retries.counts().values())}
+        values |= {"storage_retries": sum(store.retries().values())}
         self.log.log(state.k, values)
         self.job.board.post(Progress(state.k, config.train.iterations, metrics.N, losses, speed, wait_share))
 
@@ -176,11 +157,11 @@ def _over_workers(metrics: StepMetrics, world_size: int) -> StepMetrics:
 def _metered(batches: Iterator[Batch], reporter: Reporter | None) -> Iterator[Batch]:
     for batch in batches:
         if reporter:
-            reporter.meter.add(reporter.job.config.train.batch_size, batch.wait)
+            reporter.meter.add(reporter.job.run.config.train.batch_size, batch.wait)
         yield batch
 
 
-def _checkpoint(job: Job, state: TrainState, reporter: Reporter | None, window: int) -> None:
+def _checkpoint(job: Job, state: TrainState, reporter: Reporter | None) -> None:
     """Save on the first worker and report on all, which Ray Train makes one step for all."""
     import ray.train
 
@@ -188,9 +169,14 @@ def _checkpoint(job: Job, state: TrainState, reporter: Reporter | None, window: 
     if reporter is None:
         ray.train.report(metrics)
         return
-    extra = job.run.notes(job.config, state.k, [point.to_dict() for point in reporter.unsent()])
-    extra["window"] = window
+    images_seen = state.k * job.run.config.train.batch_size
+    notes = Notes(run=job.run, images_seen=images_seen, unsent=tuple(reporter.unsent()))
     with tempfile.TemporaryDirectory() as folder:
-        save_checkpoint(Path(folder), state, job.config.network, extra)
+        save_checkpoint(Path(folder), state, job.run.config.network, {NOTES: note_text(notes)})
         checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=runs.checkpoint_name(state.k))
+        ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=checkpoint_name(state.k))
+
+
+def note_text(notes: Notes) -> bytes:
+    """The notes as they stand in a checkpoint."""
+    return json.dumps(strict.dump(notes), indent=1).encode()

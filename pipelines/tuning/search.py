@@ -8,16 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bcm.inference import SCHEDULES, Toolkit, check_task, paper_schedules
-from bcm.timesteps import TimeSteps, to_dict
+import numpy as np
+
+from bcm import strict
+from bcm.inference import SCHEDULES, Toolkit, check_task
+from bcm.timesteps import PUBLISHED, TimeSteps
 from data import store
-from data.cache import cached_split, default_cache_dir
+from data.cache import ShardCache
+from data.manifest import Manifest
 from pipelines.errors import ConfigError, nearest
-from pipelines.evaluate import check_tracked, fitting_manifest
-from pipelines.evaluation.scoring import images_of, moments_of
-from pipelines.models import source as models
-from pipelines.tracking import client as tracking
-from pipelines.training.run import Run, read_run
+from pipelines.evaluation.features import as_images
+from pipelines.evaluation.reference import manifest_for, moments_of
+from pipelines.models.run import Run
+from pipelines.models.source import model_at, store_schedules
+from pipelines.tracking import client
 from pipelines.tuning.space import decode, encode, space
 from pipelines.tuning.trials import FRESH_SEEDS, Trials, score, trial
 
@@ -42,26 +46,24 @@ class Outcome:
     """The better of the two."""
 
 
-def searchable(source: str) -> tuple[Run, Toolkit]:
-    """The run at the URL `source` and its model; whatever is wrong with them, their data or MLflow shows here."""
-    if source.startswith(models.REGISTERED):
-        raise ConfigError(f"{source} is registered already; give the URL of the run it came from.")
-    if models.is_imported(source):
-        raise ConfigError(
-            f"{source} was imported, and there is no run to search on. Its time steps stand in "
-            f"{store.join(source, SCHEDULES)} and may be changed there."
+def searchable(source: str) -> tuple[Run, Toolkit, Manifest]:
+    """The run at the URL `source`, its model and its data; whatever is wrong with them or with MLflow shows here."""
+    model = model_at(source)
+    if model.run is None:
+        hint = (
+            "Its time steps stand there and may be changed." if model.home else "Give the URL of the run it came from."
         )
-    run = read_run(store.absolute(source))
-    toolkit = models.open_model(run.url)
+        raise ConfigError(f"{source} is no training run, and there is none to search on. {hint}.")
+    toolkit = model.open()
     check_task(toolkit, "sample")
-    fitting_manifest(toolkit, run.data)
-    check_tracked(run)
-    return run, toolkit
+    manifest = manifest_for(toolkit.network, model.run.data)
+    client.check_run(client.resolve_uri("runs"), model.run.mlflow_run, model.run.name)
+    return model.run, toolkit, manifest
 
 
-def targets_of(toolkit: Toolkit, names: Sequence[str] = ()) -> dict[str, TimeSteps]:
+def targets_of(run: Run, toolkit: Toolkit, names: Sequence[str] = ()) -> dict[str, TimeSteps]:
     """The published time steps of what is searched: of the targets named, or of the default ones the model has."""
-    published = paper_schedules(toolkit.network)
+    published = PUBLISHED[run.config.time_steps]
     for name in names:
         check_task(toolkit, "invert" if name.startswith("invert") else "sample")
         if name not in published:
@@ -69,15 +71,15 @@ def targets_of(toolkit: Toolkit, names: Sequence[str] = ()) -> dict[str, TimeSte
     return {name: published[name] for name in names or DEFAULT_TARGETS if name in published}
 
 
-def load_trials(run: Run, toolkit: Toolkit, samples: int) -> Trials:
+def load_trials(run: Run, toolkit: Toolkit, manifest: Manifest, samples: int) -> Trials:
     """What the trials of every target share: the model, and the run's training images."""
-    cached = cached_split(run.data, fitting_manifest(toolkit, run.data), "train", default_cache_dir())
-    count = min(samples, len(cached.labels))
+    cache = ShardCache(run.data, manifest, "train")
+    images, labels = cache.take(np.arange(min(samples, len(cache))))
     return Trials(
         toolkit=toolkit,
-        train=moments_of(cached),
-        x=images_of(cached, 0, count),
-        labels=tuple(cached.labels[:count].tolist()),
+        train=moments_of(cache),
+        x=as_images(images),
+        labels=tuple(labels.tolist()),
         samples=samples,
     )
 
@@ -105,18 +107,18 @@ def search(
 
     folder = store.join(run.url, "tune", time.strftime("%Y%m%d-%H%M%S", time.gmtime()))
     outcomes = [_search(name, steps, shared, folder, seconds, trials, seed) for name, steps in targets.items()]
-    models.store_schedules(run.url, {outcome.target: outcome.steps for outcome in outcomes})
+    store_schedules(run.url, {outcome.target: outcome.steps for outcome in outcomes})
 
-    uri = tracking.resolve_uri("runs")
+    uri = client.resolve_uri("runs")
     params = {"model": run.url, "targets": tuple(targets), "samples": shared.samples}
     params |= {"seconds": seconds, "trials": trials, "seed": seed}
-    run_id = tracking.start_run(
+    run_id = client.start_run(
         uri, experiment="bcm-tune", name=f"tune-{run.name}", params=params, tags={"mlflow.parentRunId": run.mlflow_run}
     )
     scores = {f"{kind}_{each.target}": getattr(each, kind) for each in outcomes for kind in ("paper", "best")}
-    tracking.log_scores(uri, run_id, scores)
-    tracking.log_json(uri, run_id, SCHEDULES, {each.target: to_dict(each.steps) for each in outcomes})
-    tracking.finish_run(uri, run_id, "FINISHED")
+    client.log_scores(uri, run_id, scores)
+    client.log_json(uri, run_id, SCHEDULES, {each.target: strict.dump(each.steps) for each in outcomes})
+    client.finish_run(uri, run_id, "FINISHED")
     return outcomes
 
 
@@ -174,7 +176,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
     """The outcomes for people."""
     lines = [f"{'target':9}  {'trials':>6}  {'paper':>8}  {'found':>8}  time steps kept"]
     for each in outcomes:
-        kept = {name: value for name, value in to_dict(each.steps).items() if name not in ("kind", "t_min")}
+        kept = {name: value for name, value in strict.dump(each.steps).items() if name not in ("kind", "t_min")}
         shown = "  ".join(f"{name} {' '.join(f'{v:.3g}' for v in value)}" for name, value in kept.items())
         lines.append(f"{each.target:9}  {each.trials:>6}  {each.paper:8.5f}  {each.best:8.5f}  {shown}")
     return "\n".join(lines)

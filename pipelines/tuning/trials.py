@@ -11,7 +11,7 @@ from bcm.inference import Toolkit
 from bcm.metrics import Moments, mse
 from bcm.timesteps import Inversion, TimeSteps
 from bcm.types import Images
-from pipelines.evaluation.scoring import BATCH, sample_distance, sample_moments
+from pipelines.evaluation.shards import BATCH, sample_distance, sample_moments
 from pipelines.tuning.space import decode
 
 TRIAL_SEEDS = 2**40

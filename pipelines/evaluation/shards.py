@@ -1,0 +1,137 @@
+"""Scores computed as Ray tasks over fixed parts of the images, which merge exactly whatever the cluster."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bcm import inference
+from bcm.inference import Toolkit
+from bcm.metrics import Moments, frechet_distance, mse
+from bcm.timesteps import Inversion
+from bcm.types import Images
+from pipelines.evaluation.features import PIXELS, as_images, pixels
+from pipelines.evaluation.reference import Reference, moments_of
+from pipelines.evaluation.scores import Score
+
+BATCH = 250
+"""Images per network call."""
+PARTS = 8
+"""Tasks that the samples of one score are shared among, always the same, so that it does not depend on the cluster."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """Some held-out images, which travel to a task."""
+
+    images: NDArray[np.uint8]
+    """(B, C, H, W)."""
+    labels: NDArray[np.int64]
+    first: int
+    """Place of the first one in the split, which is its seed."""
+
+
+def sample_moments(toolkit: Toolkit, seeds: Sequence[int], nfe: int) -> Moments:
+    """Pixel moments of the samples of these seeds, made batch by batch."""
+    classes = toolkit.network.classes
+    moments: list[Moments] = []
+    for start in range(0, len(seeds), BATCH):
+        batch = seeds[start : start + BATCH]
+        labels = [seed % classes for seed in batch] if classes else None
+        moments.append(Moments.of(pixels(inference.generate(toolkit, batch, nfe, labels))))
+    return reduce(add, moments)
+
+
+def sample_distance(samples: Moments, train: Moments) -> float:
+    """Frechet distance of samples; infinite if any of them is not finite."""
+    return frechet_distance(samples, train) if samples.total.isfinite().all() else math.inf
+
+
+def reconstruction(toolkit: Toolkit, held: Held, nfe: int, whole: bool) -> tuple[Tensor, Images]:
+    """Squared errors (B,) of the reconstructions of some images; the reconstructions, if `whole`."""
+    x, seeds = as_images(held.images), range(held.first, held.first + len(held.labels))
+    back = inference.reconstruct(toolkit, x, seeds, nfe, held.labels.tolist() if toolkit.network.classes else None)
+    return mse(back, x), back if whole else back[:0]
+
+
+def score_samples(toolkit: Toolkit, train: Moments, count: int, first: int = 0) -> list[Score]:
+    """Pixel Frechet distance between `count` samples, of seeds from `first` on, and the training images, by NFE."""
+    import ray
+
+    task, model = ray.remote(num_cpus=1)(sample_moments), ray.put(toolkit)
+    parts = [part.tolist() for part in np.array_split(np.arange(first, first + count), PARTS) if len(part)]
+    sampling = [steps for steps in toolkit.schedules.values() if not isinstance(steps, Inversion)]
+    rows: list[Score] = []
+    for steps in sorted(sampling, key=lambda steps: steps.nfe):
+        moments: list[Moments] = ray.get([task.remote(model, part, steps.nfe) for part in parts])
+        rows.append(
+            Score(
+                metric="fd-pixels",
+                task="sample",
+                nfe=steps.nfe,
+                value=sample_distance(reduce(add, moments), train),
+                error=None,
+                count=count,
+                seeds=(first, first + count - 1),
+                extractor=PIXELS,
+                steps=steps,
+            )
+        )
+    return rows
+
+
+def score_reconstructions(toolkit: Toolkit, real: Reference, count: int | None = None) -> list[Score]:
+    """Mean squared error in [0, 1] and share of kept labels over the first `count` test images, by inversion NFE."""
+    import ray
+
+    task, model = ray.remote(num_cpus=1)(reconstruction), ray.put(toolkit)
+    ids = np.arange(len(real.test))[:count]
+    starts = range(0, len(ids), BATCH)
+    parts = [ray.put(Held(*real.test.take(ids[start : start + BATCH]), start)) for start in starts]
+    before = real.labeller(as_images(real.test.take(ids)[0])) if real.labeller else None
+    inverting = [steps for steps in toolkit.schedules.values() if isinstance(steps, Inversion)]
+    rows: list[Score] = []
+    for steps in sorted(inverting, key=lambda steps: steps.nfe):
+        answers = ray.get([task.remote(model, part, steps.nfe, real.labeller is not None) for part in parts])
+        errors, images = (torch.cat(each) for each in zip(*answers, strict=True))
+        values = {"mse": (errors.mean(), errors.std() / len(ids) ** 0.5)}
+        if real.labeller:
+            kept = torch.from_numpy(real.labeller(images.nan_to_num()) == before).double()
+            values["labels-kept"] = (kept.mean(), (kept.mean() * (1 - kept.mean()) / len(ids)).sqrt())
+        rows += [
+            Score(
+                metric="mse" if metric == "mse" else "labels-kept",
+                task="reconstruct",
+                nfe=steps.nfe,
+                value=float(value),
+                error=float(error),
+                count=len(ids),
+                seeds=(0, len(ids) - 1),
+                extractor=None,
+                steps=steps,
+            )
+            for metric, (value, error) in values.items()
+        ]
+    return rows
+
+
+def score_model(toolkit: Toolkit, real: Reference, samples: int, images: int | None = None) -> tuple[Score, ...]:
+    """Every score: of the test images themselves, of `samples` samples by NFE, of reconstructions."""
+    test = Score(
+        metric="fd-pixels",
+        task="real",
+        nfe=0,
+        value=frechet_distance(moments_of(real.test), real.train),
+        error=None,
+        count=len(real.test),
+        seeds=None,
+        extractor=PIXELS,
+        steps=None,
+    )
+    return (test, *score_samples(toolkit, real.train, samples), *score_reconstructions(toolkit, real, images))
