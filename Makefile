@@ -6,7 +6,10 @@ SHELL := /bin/bash
 QUICKSTART ?=
 PYTEST ?=
 
-.PHONY: quickstart test check lock clean
+.PHONY: help quickstart test check lock clean
+
+help:  ## this list
+	@sed -n -E 's/^([a-z]+):.*## (.*)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
 
 quickstart: $(INSTALLED)  ## real images to a registered model, in about eight minutes
 	$(BIN)/python -m pipelines.quickstart $(QUICKSTART)

@@ -15,16 +15,17 @@ from dataclasses import replace
 import torch
 
 from bcm.finetune import bidirectional
-from bcm.inference import Toolkit, generate, paper_schedules, reconstruct
+from bcm.inference import Toolkit, generate, reconstruct
 from bcm.metrics import Moments, frechet_distance, mse
 from bcm.networks import build_network
 from bcm.precond import BCM
+from bcm.timesteps import PUBLISHED
 from bcm.training import TrainState, fit
 from benchmarks.batches import batches
 from benchmarks.on_digits import uint8_images
 from benchmarks.pair_laws import SAMPLES, Real, real_images
 from pipelines.config import Config
-from pipelines.evaluation.scoring import pixels
+from pipelines.evaluation.features import pixels
 from pipelines.recipes import recipe
 from pipelines.recipes.smoke import scaled
 
@@ -47,7 +48,7 @@ def trained(config: Config, model: BCM | None = None) -> Toolkit:
         pass
     average = state.ema.model
     assert isinstance(average, BCM)
-    return Toolkit(model=average, network=config.network, k=state.k, schedules=paper_schedules(config.network))
+    return Toolkit(model=average, network=config.network, k=state.k, schedules=PUBLISHED[config.time_steps])
 
 
 def scores(toolkit: Toolkit, real: Real) -> str:

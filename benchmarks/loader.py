@@ -27,9 +27,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from data import store
-from data.cache import open_split
+from data.cache import ShardCache
 from data.loader import Loader
 from data.manifest import load_manifest
+from data.order import shuffle_of
 from data.prepare import Choices, prepare
 from tests.servers import s3_server
 
@@ -57,8 +58,16 @@ class ImageFiles(Dataset[tuple[torch.Tensor, int]]):
 
 def ours(url: str, cache: str, rank: int = 0, ranks: int = 1) -> Iterator[tuple[int, float]]:
     """Size of each batch of this rank, and the seconds it was waited for."""
-    split = open_split(url, load_manifest(url), "train", Path(cache), BUDGET)
-    loader = Loader(cached=split, batch_size=BATCH * ranks, seed=0, rank=rank, world_size=ranks, flip=True)
+    manifest = load_manifest(url)
+    loader = Loader(
+        cache=ShardCache(url, manifest, "train", Path(cache), BUDGET),
+        shuffle=shuffle_of(manifest, "train"),
+        batch_size=BATCH * ranks,
+        seed=0,
+        rank=rank,
+        world_size=ranks,
+        flip=True,
+    )
     for batch in loader.batches(0):
         yield len(batch.ids), batch.wait
 
@@ -151,8 +160,8 @@ def compare(name: str, places: dict[str, str], env: dict[str, str], counts: dict
 
 def write_files(url: str, folder: Path, count: int) -> None:
     """The first images of a set as PNG files."""
-    split = open_split(url, load_manifest(url), "train", folder.parent / "cache-files", BUDGET)
-    images, labels = split.take(0, 0, np.arange(count))
+    cache = ShardCache(url, load_manifest(url), "train", folder.parent / "cache-files", BUDGET)
+    images, labels = cache.take(np.arange(count))
     folder.mkdir(parents=True)
     for index, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
         Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{label}-{index:05d}.png")

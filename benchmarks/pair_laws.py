@@ -33,7 +33,7 @@ from bcm.types import Images, from_uint8
 from benchmarks.batches import batches
 from benchmarks.on_digits import uint8_images
 from pipelines.config import Config
-from pipelines.evaluation.scoring import pixels
+from pipelines.evaluation.features import pixels
 from pipelines.recipes import recipe
 from pipelines.tuning.trials import TRIAL_SEEDS, Trials, score
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from cluster.ray_internals import cluster_file_problems
 from cluster.runtime_env import looks_secret
 
 
@@ -23,36 +22,17 @@ def check_cluster_file(path: str | Path) -> list[str]:
         return [f"{path}: cannot be read as YAML: {error}"]
     if not isinstance(config, dict):
         return [f"{path}: holds no mapping"]
-    problems = [f"{path}: line {number} holds a secret" for number in _secret_lines(text)]
-    problems += [f"{path}: {problem}" for problem in _ray_problems(config)]
+    problems = []
+    for number, line in enumerate(text.splitlines(), 1):
+        # A line like `export NAME=value`, or anything that holds a value without a name.
+        name, equals, value = line.partition("=")
+        named = bool(equals and name.split() and value)
+        if looks_secret(name.split()[-1] if named else "", value if named else line):
+            problems.append(f"{path}: line {number} holds a secret")
+    problems += [f"{path}: {problem}" for problem in cluster_file_problems(config)]
     if isinstance(config.get("provider"), dict) and config["provider"].get("type") == "aws":
         problems += [f"{path}: {problem}" for problem in _ec2_problems(config)]
     return problems
-
-
-def _secret_lines(text: str) -> list[int]:
-    return [number for number, line in enumerate(text.splitlines(), 1) if looks_secret(*_setting(line))]
-
-
-def _setting(line: str) -> tuple[str, str]:
-    """Name and value of a line like `export NAME=value`; values without a name keep an empty one."""
-    name, equals, value = line.partition("=")
-    return (name.split()[-1], value) if equals and name.split() and value else ("", line)
-
-
-def _ray_problems(config: dict[str, Any]) -> list[str]:
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    try:
-        # Ray greets on stdout.
-        with contextlib.redirect_stdout(io.StringIO()):
-            validate_config(prepare_config(config))
-    except Exception as error:
-        # jsonschema's errors carry the place; Ray raises many other kinds.
-        place = "/".join(str(part) for part in getattr(error, "absolute_path", ()))
-        message = getattr(error, "message", None) or str(error) or type(error).__name__
-        return [f"{place}: {message}" if place else message]
-    return []
 
 
 def _ec2_problems(config: dict[str, Any]) -> list[str]:

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import psutil
-
-from cluster import interrupts, processes
-from cluster.session import OBJECT_STORE_BYTES, ask_for_token, environment
+from cluster import processes, ray_internals
+from cluster.session import OBJECT_STORE_BYTES, environment
 
 if TYPE_CHECKING:
-    from ray._private.node import Node
+    from cluster.ray_internals import Node
 
 
 class LocalCluster:
@@ -56,69 +55,43 @@ class LocalCluster:
 
     def __enter__(self) -> Self:
         """Start the nodes; about 6 s for the head and 2 s for each other."""
-        from ray.cluster_utils import Cluster
-
-        ask_for_token()
-        self._before = psutil.Process().children()
-        self._roots: list[psutil.Process] = []
-        self.folder = processes.short_folder()
-        (self.folder / "ray").mkdir()
-        self._cluster = Cluster()
-        with ExitStack() as undo, interrupts.handlers_kept():
+        ray_internals.ask_for_token()
+        self._cluster = ray_internals.several_nodes()
+        with ExitStack() as undo:
+            undo.enter_context(processes.handlers_kept())
+            self.folder, self._roots = undo.enter_context(processes.own(self._cluster.shutdown))
+            (self.folder / "ray").mkdir()
             # Without a folder of its own, every bare ray.init() of this user would find this cluster and join it.
             own = {"RAY_TMPDIR": str(self.folder), "RAY_USAGE_STATS_ENABLED": "0"}
             undo.enter_context(environment(own))
-            undo.callback(self._stop)
-            self.address, self.job_address = self._start_head()
+            port, agent_port = processes.free_ports(2)
+            head = self._start(include_dashboard=True, dashboard_port=port, dashboard_agent_listen_port=agent_port)
+            self.address, self.job_address = head.gcs_address, f"http://127.0.0.1:{port}"
             self.nodes = [self.add_node() for _ in range(self._count - 1)]
             self._stack = undo.pop_all()
         return self
 
-    def _start_head(self) -> tuple[str, str]:
-        port, agent_port = processes.free_ports(2)
-        head = self._cluster.add_node(
-            num_cpus=self._cpus,
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=True,
-            dashboard_port=port,
-            dashboard_agent_listen_port=agent_port,
-            env_vars=self._env,
-        )
-        self._roots = processes.children_since(self._before)
-        return head.gcs_address, f"http://127.0.0.1:{port}"
+    def _start(self, **options: Any) -> Node:
+        with processes.noted(self._roots):
+            return self._cluster.add_node(
+                num_cpus=self._cpus, object_store_memory=OBJECT_STORE_BYTES, env_vars=self._env, **options
+            )
 
     def add_node(self) -> Node:
         """Start one more node."""
-        before = psutil.Process().children()
         self._added += 1
-        node = self._cluster.add_node(
-            num_cpus=self._cpus,
-            object_store_memory=OBJECT_STORE_BYTES,
-            node_ip_address=f"127.0.0.{self._added + 1}",
-            env_vars=self._env,
-        )
-        self._roots += processes.children_since(before)
-        return node
+        return self._start(node_ip_address=f"127.0.0.{self._added + 1}")
 
     def kill_node(self, node: Node) -> None:
         """Kill a node that `add_node` returned, without warning, as a lost machine would go."""
-        lost = processes.with_descendants([each for each in self._roots if each.pid in _pids(node)])
+        pids = {info.process.pid for infos in node.all_processes.values() for info in infos}
+        lost = processes.with_descendants([root for root in self._roots if root.pid in pids])
         self._cluster.remove_node(node, allow_graceful=False)
         processes.end(lost, patience=0)
 
     def __exit__(self, *_: object) -> None:
         """End every process of the cluster and remove its files."""
         self._stack.close()
-
-    def _stop(self) -> None:
-        ours = processes.with_descendants(self._roots or processes.children_since(self._before))
-        self._cluster.shutdown()
-        processes.end(ours)
-        processes.remove_folder(self.folder)
-
-
-def _pids(node: Node) -> set[int]:
-    return {info.process.pid for infos in node.all_processes.values() for info in infos}
 
 
 def main() -> None:
@@ -127,7 +100,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=2, help="nodes, the head among them (%(default)s)")
     parser.add_argument("--cpus", type=int, default=2, help="CPUs of each node (%(default)s)")
     options = parser.parse_args()
-    interrupts.exit_on_sigterm()
+    processes.handle(signal.default_int_handler, signal.SIGTERM)
     with LocalCluster(nodes=options.nodes, cpus=options.cpus) as running:
         print(f"cluster     {running.address}\njob server  {running.job_address}")
         token = running.folder / "token"

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cluster import interrupts
+from cluster import processes, ray_internals
 from cluster.errors import ClusterError
 from cluster.runtime_env import refuse_secrets
 
@@ -44,12 +44,15 @@ class ScalingOptions:
             raise ClusterError(f"scaling: cpus_per_worker is {self.cpus_per_worker}; it must be more than 0")
 
 
-def scaling_config(options: ScalingOptions) -> ScalingConfig:
-    """Ray Train's scaling config. SPREAD puts the workers on different nodes where there are enough."""
+def scaling_config(options: ScalingOptions, *, local: bool = False) -> ScalingConfig:
+    """Ray Train's scaling config. SPREAD puts the workers on different nodes where there are enough.
+
+    With `local`, the one worker is a function call in this process and no cluster is needed: for tests.
+    """
     from ray.train import ScalingConfig
 
     return ScalingConfig(
-        num_workers=options.workers,
+        num_workers=0 if local else options.workers,
         use_gpu=options.gpu,
         resources_per_worker=worker_resources(options),
         placement_strategy="SPREAD",
@@ -101,10 +104,9 @@ def check_resources(options: ScalingOptions) -> None:
     Ray Train itself would wait for them without end. Resources in use by others count as present.
     """
     import ray
-    from ray._private.state import state
 
     asked = worker_resources(options)
-    growth = state.get_max_resources_from_cluster_config()
+    growth = ray_internals.most_resources()
     if growth:
         present = {name: float(growth.get(name, 0)) for name in asked}
         fits = all(present[name] >= amount * options.workers for name, amount in asked.items())
@@ -132,7 +134,7 @@ def fit(trainer: TorchTrainer) -> Result:
     """
     from ray.train import TrainingFailedError
 
-    with interrupts.handlers_kept():
+    with processes.handlers_kept():
         try:
             return trainer.fit()
         except TrainingFailedError as error:
@@ -147,17 +149,5 @@ def user_error(error: BaseException) -> BaseException:
     When one rank fails the others often fail too, with RuntimeErrors about a lost connection: such a one is returned
     only if no rank has anything better. An error without a wrapper is returned as it is.
     """
-    inner = _unwrap(error)
-    return error if inner is None else user_error(inner)
-
-
-def _unwrap(error: BaseException) -> BaseException | None:
-    failures: Any = getattr(error, "worker_failures", None)
-    if failures:
-        ranked = [user_error(failures[rank]) for rank in sorted(failures)]
-        return next((each for each in ranked if not isinstance(each, RuntimeError)), ranked[0])
-    for wrapper in ("controller_failure", "health_check_failure", "_base_exc", "cause"):
-        inner: Any = getattr(error, wrapper, None)
-        if isinstance(inner, BaseException):
-            return inner
-    return None
+    inner = [user_error(each) for each in ray_internals.unwrapped(error)]
+    return next((each for each in inner if not isinstance(each, RuntimeError)), inner[0] if inner else error)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster import ray_internals
 from cluster.errors import ClusterError
 
 SIZE_LIMIT = 100 * 2**20
@@ -68,35 +68,23 @@ def looks_secret(name: str, value: str) -> bool:
 
 def git_sha(root: str | Path) -> str:
     """Commit of the working tree at `root`, with "+dirty" if it was changed since; "unknown" outside git."""
-    commit = _git(root, "rev-parse", "HEAD")
-    if not commit:
-        return "unknown"
-    return commit + ("+dirty" if _git(root, "status", "--porcelain") else "")
-
-
-def _git(root: str | Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), "status", "--porcelain=v2", "--branch"]
     try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=60)
+        status = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.splitlines()
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+        return "unknown"
+    commit = next((line.split()[-1] for line in status if line.startswith("# branch.oid ")), "(initial)")
+    if commit == "(initial)":
+        return "unknown"
+    return commit + ("+dirty" if any(not line.startswith("#") for line in status) else "")
 
 
 def _check_size(root: Path) -> None:
-    from ray._private.runtime_env.packaging import create_package
-
-    with tempfile.TemporaryDirectory() as folder:
-        package = Path(folder) / "working_dir.zip"
-        create_package(str(root), package, include_gitignore=True, excludes=list(EXCLUDES))
-        size = package.stat().st_size
+    size = ray_internals.package_bytes(root, EXCLUDES)
     if size > SIZE_LIMIT:
+        files = [(path.stat().st_size, path) for path in root.rglob("*") if path.is_file()]
+        biggest = [f"{path.relative_to(root)} ({bytes_ / 2**20:.0f} MiB)" for bytes_, path in sorted(files)[:-4:-1]]
         raise ClusterError(
             f"{root}: {size / 2**20:.0f} MiB zipped, more than the {SIZE_LIMIT / 2**20:.0f} MiB the job server takes; "
-            f"keep data and runs elsewhere or list them in {root / '.gitignore'}; biggest: {_biggest(root)}"
+            f"keep data and runs elsewhere or list them in {root / '.gitignore'}; biggest: {', '.join(biggest)}"
         )
-
-
-def _biggest(root: Path) -> str:
-    files = [(path.stat().st_size, path) for path in root.rglob("*") if path.is_file()]
-    largest = sorted(files, reverse=True)[:3]
-    return ", ".join(f"{path.relative_to(root)} ({size / 2**20:.0f} MiB)" for size, path in largest)

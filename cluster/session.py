@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
+import signal
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
+from urllib.parse import urlsplit
 
-import psutil
-
-from cluster import interrupts, processes
-from cluster.addresses import require_listener
+from cluster import processes, ray_internals
 from cluster.errors import ClusterError
 
 OBJECT_STORE_BYTES = 200 * 2**20
@@ -44,13 +43,12 @@ _PRIVATE_ENV = {
     # No node of a single machine is taken away with a warning.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
-IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Set by Ray in the driver of a submitted job."""
+_CONNECT_SECONDS = 10.0
 
 
 def in_job() -> bool:
-    """Whether this process is the driver of a submitted job."""
-    return IN_JOB in os.environ
+    """Whether this process is the driver of a submitted job, where Ray sets this variable."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def is_given() -> bool:
@@ -74,16 +72,13 @@ def connect(*, cpus: int | None = None, worker_logs: bool = True) -> Iterator[No
         ClusterError: RAY_ADDRESS names no cluster that answers.
     """
     given = is_given()
+    defaults = DRIVER_ENV if given else DRIVER_ENV | _PRIVATE_ENV
     with (
-        interrupts.handlers_kept(),
-        environment(_unset(DRIVER_ENV if given else DRIVER_ENV | _PRIVATE_ENV)),
-        _connection(worker_logs) if given else _private_ray(cpus, worker_logs),
+        processes.handlers_kept(),
+        environment({name: value for name, value in defaults.items() if name not in os.environ}),
+        _given_ray(worker_logs) if given else _private_ray(cpus, worker_logs),
     ):
         yield
-
-
-def _unset(defaults: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in defaults.items() if name not in os.environ}
 
 
 @contextmanager
@@ -102,7 +97,7 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _connection(worker_logs: bool) -> Iterator[None]:
+def _given_ray(worker_logs: bool) -> Iterator[None]:
     import ray
 
     address = os.environ.get("RAY_ADDRESS", "")
@@ -127,60 +122,44 @@ def _connection(worker_logs: bool) -> Iterator[None]:
 def _private_ray(cpus: int | None, worker_logs: bool) -> Iterator[None]:
     import ray
 
-    ask_for_token()
-    folder = processes.short_folder()
-    before = psutil.Process().children()
-    roots: list[psutil.Process] | None = None
-    try:
-        with environment({"RAY_TMPDIR": str(folder)}):
-            _start(cpus, worker_logs)
-        roots = processes.children_since(before)
-        _note_address(folder, ray.get_runtime_context().gcs_address)
-        interrupts.exit_on_sigterm()
+    ray_internals.ask_for_token()
+    with processes.own(partial(ray.shutdown, wait_for_processes=True)) as (folder, roots):
+        try:
+            with environment({"RAY_TMPDIR": str(folder)}), processes.noted(roots):
+                ray.init(
+                    address="local",
+                    num_cpus=cpus or os.cpu_count(),
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    logging_level=logging.WARNING,
+                    log_to_driver=worker_logs,
+                )
+        except Exception as error:
+            raise ClusterError(f"Ray did not start on this machine: {error}") from error
+        ray_internals.note_address(folder, ray.get_runtime_context().gcs_address)
+        # SIGTERM unwinds the stack as Ctrl-C does, so that the block's end is reached.
+        processes.handle(signal.default_int_handler, signal.SIGTERM)
         yield
-    finally:
-        interrupts.ignore()
-        ours = processes.with_descendants(processes.children_since(before) if roots is None else roots)
-        ray.shutdown(wait_for_processes=True)
-        processes.end(ours)
-        processes.remove_folder(folder)
 
 
-def _start(cpus: int | None, worker_logs: bool) -> None:
-    import ray
+def require_listener(address: str, what: str, remedy: str) -> None:
+    """Raise ClusterError unless `address` (`host:port`, or a URL) is well-formed and accepts connections.
 
+    Ray itself would ask for minutes, deaf to Ctrl-C.
+
+    Args:
+        address: where to connect.
+        what: what should listen there, for the message.
+        remedy: what to do if nothing does, for the message.
+    """
+    url = urlsplit(address if "://" in address else f"//{address}")
     try:
-        ray.init(
-            address="local",
-            num_cpus=cpus or os.cpu_count(),
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            logging_level=logging.WARNING,
-            log_to_driver=worker_logs,
-        )
-    except Exception as error:
-        raise ClusterError(f"Ray did not start on this machine: {error}") from error
-
-
-def _note_address(folder: Path, address: str) -> None:
-    """Tell Ray's own actors which cluster they are in.
-
-    Without the note, where another Ray runs on this machine, the actor that watches Ray Train's controller asks that
-    one, does not find the controller there, and takes a healthy training's resources away.
-    """
-    (folder / "ray" / "ray_current_cluster").write_text(address)
-
-
-def ask_for_token() -> None:
-    """Make Ray processes started from here demand a token, unless the user chose otherwise.
-
-    It stays the same for the life of this process, because Ray keeps what it read first.
-    """
-    from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore[reportAttributeAccessIssue]
-
-    if "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        # Ray has read the mode at its import.
-        Config.initialize("")
-        AuthenticationTokenLoader.instance().reset_cache()
+        host, port = url.hostname, url.port or {"http": 80, "https": 443}.get(url.scheme)
+    except ValueError:
+        host = port = None
+    if not host or not port:
+        raise ClusterError(f"{address!r} is no address of {what}: host and port are wanted")
+    try:
+        socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ClusterError(f"no {what} answers at {address} ({error}); {remedy}") from error

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import logging
 import os
+import re
 import shlex
 import sys
 import time
@@ -13,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.addresses import require_listener
 from cluster.errors import ClusterError
 from cluster.runtime_env import job_runtime_env
+from cluster.session import require_listener
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -124,21 +125,17 @@ def main() -> int:
     options = parser.parse_args()
     logging.getLogger("ray").setLevel(logging.WARNING)
     try:
-        pairs = [_pair(text) for text in options.env]
-        return submit(options.address, options.command, working_dir=options.working_dir, env_vars=dict(pairs))
+        for text in options.env:
+            if not re.match("[^=]+=", text):
+                raise ClusterError(f"--env {text!r} is not NAME=VALUE")
+        env_vars = dict(text.split("=", 1) for text in options.env)
+        return submit(options.address, options.command, working_dir=options.working_dir, env_vars=env_vars)
     except ClusterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("no longer following; the job goes on", file=sys.stderr)
         return 130
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise ClusterError(f"--env {text!r} is not NAME=VALUE")
-    return name, value
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from bcm.checkpoint import INDEX
 from bcm.inference import SCHEDULES
 from data.manifest import MANIFEST_NAME, load_manifest, write_manifest
 from data.prepare.pack import Sample
-from pipelines.training import run as runs
+from pipelines.models import run as runs
 
 
 def flip_a_byte(path: Path) -> None:
@@ -106,7 +106,7 @@ def with_a_large_image(world: World) -> None:
 
 LISTED: list[tuple[Spoil, str]] = [
     (without_manifest, "there is no data set at {data} (no manifest.json)"),
-    (with_cut_manifest, "{data}/manifest.json is not valid JSON"),
+    (with_cut_manifest, "{data}/manifest.json is not a valid manifest: invalid json"),
     (with_wrong_counts, "{data}/manifest.json is not a valid manifest: the shards hold 1500 images"),
     (without_shard, "{data}/train-000001.tar is missing"),
     (with_truncated_shard, "{data}/train-000001.tar has 100000 bytes, but the manifest states "),
@@ -114,7 +114,7 @@ LISTED: list[tuple[Spoil, str]] = [
 """What shows without reading a shard."""
 READ: list[tuple[Spoil, str]] = [
     (with_damaged_shard, "{data}/train-000001.tar is damaged: its "),
-    (with_a_large_image, "{data}/train-000000.tar: sample large00: the image is 9x9 with 1 channels, but the manifest"),
+    (with_a_large_image, "{data}/train-000000.tar: sample large: the image is 9x9 with 1 channels, but the manifest"),
 ]
 """What shows when the shards are read."""
 REMEDIES = ("python -m pipelines.prepare", "write it again", "write the set again", "write the whole set again")

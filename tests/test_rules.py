@@ -7,12 +7,15 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import TypeGuard
 
 import pytest
+import yaml
 
 from benchmarks.house import counts, outside_rooms
 
@@ -23,10 +26,12 @@ LONGEST_FILE = 300
 MOST_FUNCTIONS, MOST_CLASSES, MOST_OUTSIDE_ROOMS = 650, 110, 14
 FOREIGN = ("ray", "mlflow", "webdataset", "fsspec", "tyro")
 """What `import bcm` must not load."""
+NEVER_IMPORTED = {"s3fs": "fsspec imports it where a URL begins with s3://"}
+"""Distributions that are declared though no module imports them, and why."""
 UNPICKLERS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 UNPICKLING_ALLOWED = Path("data/prepare/cifar10.py")
 """The official archive is a pickle; its reader checks the MD5 and admits three numpy names."""
-LOADER = "pipelines/import_weights.py"
+LOADER = "pipelines/models/foreign.py"
 """Reads the files of other code bases, with torch.load where it is told to take nothing but tensors."""
 
 
@@ -81,8 +86,7 @@ def test_bcm_passes_its_tests_with_the_other_packages_removed(tmp_path: Path):
 def test_nothing_is_unpickled():
     found: list[str] = []
     for place, node in nodes(*PACKAGES, "benchmarks"):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names = imported(node)
         if {name.split(".")[0] for name in names} & UNPICKLERS and not place.startswith(str(UNPICKLING_ALLOWED)):
             found.append(f"{place} imports {', '.join(names)}")
         if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
@@ -138,3 +142,56 @@ def test_every_public_module_has_a_docstring():
     public += [(path, tree) for path, _, tree in sources(*PACKAGES) if path.name == "__init__.py"]
     assert len(public) > 40
     assert [str(path) for path, tree in public if not ast.get_docstring(tree)] == []
+
+
+def test_declared_dependencies_are_exactly_the_imported_ones():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [project["optional-dependencies"]["lsun"]]
+    declared = {canonical(text) for texts in (project["dependencies"], *extras) for text in texts}
+    modules = {name.split(".")[0] for _, node in nodes(*PACKAGES) for name in imported(node)}
+    foreign = modules - sys.stdlib_module_names - set(PACKAGES)
+    # Several distributions may bring a module, as mlflow and mlflow-skinny do: one that is declared is meant.
+    bringing = [{canonical(name) for name in packages_distributions()[module]} for module in foreign]
+    used = set().union(*(names & declared or names for names in bringing))
+    assert declared == used | set(NEVER_IMPORTED)
+
+
+def canonical(requirement: str) -> str:
+    """The name of a distribution as package indexes compare it, without versions and extras."""
+    return re.sub("[-_.]+", "-", re.split(r"[\s\[<>=!~;]", requirement)[0]).lower()
+
+
+def imported(node: ast.AST) -> list[str]:
+    """The modules an import statement names, with what is taken from them; none for a relative one."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        return [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return []
+
+
+def test_what_ray_keeps_private_is_imported_in_one_file():
+    users = {
+        place.rpartition(":")[0]
+        for place, node in nodes()
+        for name in imported(node)
+        if re.match(r"ray\..*\b(_|cluster_utils)", name)
+    }
+    assert users == {"cluster/ray_internals.py", "tests/cluster/test_ray_internals.py"}
+
+
+def test_bare_make_says_what_each_target_does():
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    shown = subprocess.run(
+        ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert [line.split()[:2] for line in shown.splitlines()] == [["make", target] for target in targets]
+    assert all(len(line.split()) > 3 for line in shown.splitlines())
+
+
+def test_a_commit_is_checked_as_make_check_does():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    checks = re.search(r"^check:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert checks is not None
+    wanted = [line.strip().replace("$(BIN)", ".venv/bin") for line in checks[1].splitlines()]
+    assert [hook["entry"] for hook in hooks] == [re.sub(r"( --check)?( \.)?$", "", line) for line in wanted]

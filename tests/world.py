@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.training import run as runs
+from pipelines.models import checkpoints
 
 NAME = "digits-smoke-20260101-000000-abcd"
 STEP = 40
@@ -29,7 +29,7 @@ class World:
     def at(root: Path) -> World:
         """The places below `root`; nothing is made."""
         run = root / "runs" / NAME
-        checkpoint = run / runs.checkpoint_name(STEP)
+        checkpoint = run / checkpoints.checkpoint_name(STEP)
         return World(root, root / "data", root / "runs", run, checkpoint, f"sqlite:///{root}/mlflow.db")
 
 

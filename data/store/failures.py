@@ -46,25 +46,8 @@ _REMEDIES: tuple[tuple[frozenset[str], str], ...] = (
 """Names of exception classes, rather than the classes, because those of plug-ins may not be installed."""
 
 
-def _masked(text: str) -> str:
-    """The text without credentials of the environment and without the queries of URLs, which may be signatures."""
-    for name in _SECRETS:
-        if secret := os.environ.get(name):
-            text = text.replace(secret, "***")
-    return _QUERY.sub(r"\1?***", text)
-
-
 def _names(error: BaseException) -> set[str]:
     return {kind.__name__ for kind in type(error).__mro__}
-
-
-def _remedy(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.errno in NO_SPACE:
-        return "Free some space there, or choose another place"
-    for names, remedy in _REMEDIES:
-        if names & _names(error):
-            return remedy
-    return "Check the URL, the free space and the permissions there"
 
 
 class ShortAnswerError(OSError):
@@ -104,7 +87,16 @@ def failure(action: str, url: str, error: BaseException, attempts: int = 1) -> D
 
     It is a StorageError where trying again later can help.
     """
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        remedy = "Free some space there, or choose another place"
+    else:
+        fitting = (remedy for names, remedy in _REMEDIES if names & _names(error))
+        remedy = next(fitting, "Check the URL, the free space and the permissions there")
     detail = " ".join(str(error).split())[:300].rstrip(".") or "no details"
     tried = f" ({attempts} attempts)" if attempts > 1 else ""
-    kind = DataError if is_lasting(error) else StorageError
-    return kind(_masked(f"cannot {action} {url}{tried}: {type(error).__name__}: {detail}. {_remedy(error)}."))
+    text = f"cannot {action} {url}{tried}: {type(error).__name__}: {detail}. {remedy}."
+    for name in _SECRETS:
+        if secret := os.environ.get(name):
+            text = text.replace(secret, "***")
+    # The query of a URL may be a signature.
+    return (DataError if is_lasting(error) else StorageError)(_QUERY.sub(r"\1?***", text))

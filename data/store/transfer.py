@@ -14,7 +14,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -196,15 +196,9 @@ def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
 
 def read_bytes(url: str) -> bytes:
     """The whole (small) file at `url`; use `fetch` for large ones."""
-    passes: list[io.BytesIO] = []
-
-    @contextmanager
-    def sink() -> Iterator[BinaryIO]:
-        passes.append(io.BytesIO())
-        yield passes[-1]
-
-    _copy(url, None, None, sink)
-    return passes[-1].getvalue()
+    buffer = io.BytesIO()
+    _copy(url, None, None, partial(nullcontext, buffer))
+    return buffer.getvalue()
 
 
 def fetch(url: str, expected_bytes: int | None, sha256: str | None, to: Path, *, durable: bool = True) -> None:
@@ -230,7 +224,7 @@ def fetch(url: str, expected_bytes: int | None, sha256: str | None, to: Path, *,
 def _copy(
     url: str, expected_bytes: int | None, sha256: str | None, sink: Callable[[], AbstractContextManager[BinaryIO]]
 ) -> None:
-    """Writes a whole file of one version into a `sink`; another is opened where it must be read from its beginning."""
+    """Writes a whole file of one version into a `sink`, which is opened for each reading from the beginning."""
     until = time.monotonic() + _FETCH_DEADLINE + (expected_bytes or 0) / _SLOWEST_BYTES_PER_SECOND
     meant = "read" if expected_bytes is None else f"read the {expected_bytes} bytes of"
     for left in reversed(range(_PASSES)):
@@ -246,6 +240,8 @@ def _copy(
         digest = hashlib.sha256()
         try:
             with sink() as file:
+                file.seek(0)
+                file.truncate()
                 for start in range(0, known.length, RANGE_BYTES):
                     end = min(start + RANGE_BYTES, known.length)
                     block = read_range(url, start, end, known, until - time.monotonic())

@@ -121,9 +121,8 @@ def network_for(
     for name in settings:
         if name not in entry:
             raise ConfigError(f"--network-options: unknown field '{name}'; {nearest(name, list(entry))}")
-    return strict.read(
-        NetworkConfig, json.dumps(entry | settings), f"--network-options {' '.join(options)}", ConfigError
-    )
+    kind: Any = NetworkConfig
+    return strict.read(kind, json.dumps(entry | settings), f"--network-options {' '.join(options)}", ConfigError)
 
 
 def _value(text: str) -> Any:

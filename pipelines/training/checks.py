@@ -82,10 +82,7 @@ def checked(
         initial: the model that a new run starts from.
     """
     if config.finetunes and initial is None and resume is None:
-        raise ConfigError(
-            f"recipe {config.recipe} starts from a trained network of one time: "
-            f"python -m pipelines.train {config.recipe} --init MODEL"
-        )
+        raise ConfigError(f"recipe {config.recipe} starts from a trained network of one time: give it by --init MODEL.")
     if initial is not None and not config.finetunes:
         raise ConfigError(f"recipe {config.recipe} trains from scratch; leave --init out.")
     manifest = _manifest(config, data)

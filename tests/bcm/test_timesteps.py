@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 
@@ -6,10 +7,12 @@ from bcm import strict
 from bcm.timesteps import PUBLISHED, Ancestral, Combined, Inversion, Multistep, TimeSteps, Zigzag
 from bcm.types import BCMError
 
+STEPS: Any = TimeSteps
+
 
 @pytest.mark.parametrize(("name", "steps"), [item for schedules in PUBLISHED.values() for item in schedules.items()])
 def test_json_round_trip_and_nfe(name: str, steps: TimeSteps):
-    assert strict.read(TimeSteps, json.dumps(strict.dump(steps)), "steps", complete=True) == steps
+    assert strict.read(STEPS, json.dumps(strict.dump(steps)), "steps", complete=True) == steps
     assert steps.nfe == int(name.split("-")[1])
 
 
@@ -17,7 +20,7 @@ def test_json_round_trip_and_nfe(name: str, steps: TimeSteps):
 def test_multistep_costs_one_call_more_than_it_has_mid_times(mid: tuple[float, ...], nfe: int):
     steps = Multistep(times=(*mid, 80.0))
     assert steps.nfe == nfe
-    assert strict.read(TimeSteps, json.dumps(strict.dump(steps)), "steps", complete=True) == steps
+    assert strict.read(STEPS, json.dumps(strict.dump(steps)), "steps", complete=True) == steps
 
 
 @pytest.mark.parametrize(
@@ -49,4 +52,4 @@ def test_wrong_time_steps_name_the_time(make, named: str):
 )  # fmt: skip
 def test_wrong_json_is_refused(entry: dict):
     with pytest.raises(BCMError):
-        strict.read(TimeSteps, json.dumps(entry), "steps")
+        strict.read(STEPS, json.dumps(entry), "steps")

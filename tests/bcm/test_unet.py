@@ -23,6 +23,7 @@ from bcm.types import BCMError
 NCSNPP = NCSNppConfig(
     resolution=8, width=8, channel_mult=(1, 2), blocks=1, attention=(4,), fourier_scale=1.0, embedding="projected"
 )
+SHAPE: Any = NetworkConfig
 NETWORKS = [
     NCSNPP,
     replace(NCSNPP, progressive="output_skip", progressive_input="input_skip", classes=3),
@@ -49,11 +50,11 @@ def batch(network: NetworkConfig) -> tuple[Tensor, Tensor, Tensor, Tensor | None
 def test_a_network_is_described_in_full_by_its_json(network: NetworkConfig) -> None:
     entry = strict.dump(network)
     assert entry["kind"] in ("ncsnpp", "adm")
-    assert strict.read(NetworkConfig, json.dumps(entry), "network", complete=True) == network
+    assert strict.read(SHAPE, json.dumps(entry), "network", complete=True) == network
     with pytest.raises(BCMError, match="'dit' found using 'kind' does not match any of the expected tags: 'ncsnpp'"):
-        strict.read(NetworkConfig, json.dumps({**entry, "kind": "dit"}), "network")
+        strict.read(SHAPE, json.dumps({**entry, "kind": "dit"}), "network")
     with pytest.raises(BCMError, match="unknown key 'widht'; did you mean 'width'"):
-        strict.read(NetworkConfig, json.dumps({**entry, "widht": 3}), "network")
+        strict.read(SHAPE, json.dumps({**entry, "widht": 3}), "network")
 
 
 @names

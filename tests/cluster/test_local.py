@@ -10,10 +10,8 @@ import psutil
 import pytest
 from servers import free_port
 
-from cluster import options as scaling
 from cluster import session
 from cluster.errors import ClusterError
-from cluster.options import ScalingOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,53 +66,6 @@ def test_a_private_ray_leaves_no_process_file_setting_or_handler_behind(short: P
         assert list(short.iterdir())
     assert (psutil.Process().children(recursive=True), signal.getsignal(signal.SIGINT), ray_settings()) == before
     assert not list(short.iterdir())
-
-
-@pytest.fixture(scope="module")
-def private(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A private Ray of two CPUs beside a note of another one; yields its address."""
-    import ray
-
-    other = tmp_path_factory.mktemp("other")
-    (other / "ray").mkdir()
-    (other / "ray" / "ray_current_cluster").write_text("192.0.2.99:6379")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        patch.setenv("RAY_TMPDIR", str(other))
-        with session.connect(cpus=2):
-            yield ray.get_runtime_context().gcs_address
-
-
-@pytest.mark.slow
-def test_workers_that_can_never_be_placed_are_refused(private: str) -> None:
-    scaling.check_resources(ScalingOptions(workers=2))
-    with pytest.raises(ClusterError, match=r"3 workers.* 2 CPU"):
-        scaling.check_resources(ScalingOptions(workers=3))
-    with pytest.raises(ClusterError, match="0 GPU"):
-        scaling.check_resources(ScalingOptions(gpu=True))
-
-
-@pytest.mark.slow
-def test_a_private_ray_is_not_mistaken_for_another_one(private: str) -> None:
-    import ray
-
-    @ray.remote
-    def where_rays_own_actors_look() -> str | None:
-        from ray._private.services import canonicalize_bootstrap_address
-
-        return canonicalize_bootstrap_address(None)  # pyright: ignore[reportArgumentType]
-
-    assert ray.get(where_rays_own_actors_look.remote()) == private
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("known", [True, False])
-def test_a_private_ray_asks_for_a_token(private: str, known: bool) -> None:
-    script = f"from ray._raylet import GcsClient; print(GcsClient('{private}').cluster_id)"
-    guess = {} if known else {"RAY_AUTH_TOKEN": "0" * 64}
-    done = subprocess.run([sys.executable, "-c", script], env=os.environ | guess, capture_output=True, text=True)
-    assert (done.returncode == 0) == known
-    assert ("InvalidAuthToken" in done.stderr) != known
 
 
 @pytest.mark.slow

@@ -1,8 +1,10 @@
+import os
+
 import pytest
 import ray.exceptions
 import ray.train
-import ray.train.v2._internal.exceptions
 from ray.train import ControllerError, WorkerGroupError
+from ray.train.torch import TorchTrainer
 
 from cluster import options as scaling
 from cluster.errors import ClusterError
@@ -35,6 +37,17 @@ def test_cpu_workers_ask_for_no_gpu() -> None:
     config = scaling.scaling_config(ScalingOptions(workers=2))
     assert config.total_resources == {"CPU": 2}
     assert not config.use_gpu
+
+
+def test_a_local_training_is_a_call_in_this_process() -> None:
+    def worker() -> None:
+        seen.append((os.getpid(), ray.train.get_context().get_world_size()))
+
+    seen: list[tuple[int, int]] = []
+    config = scaling.scaling_config(ScalingOptions(), local=True)
+    scaling.fit(TorchTrainer(worker, scaling_config=config))
+    assert seen == [(os.getpid(), 1)]
+    assert not ray.is_initialized()
 
 
 def test_options_become_rays_own_run_config() -> None:
@@ -78,12 +91,6 @@ def test_a_lost_connection_is_the_cause_where_nothing_else_happened() -> None:
 def test_an_exception_from_a_task_is_dug_out() -> None:
     cause = ValueError("no such bucket")
     assert scaling.user_error(ControllerError(ray.exceptions.RayTaskError("f", "traceback", cause))) is cause
-
-
-def test_a_dead_worker_is_reported_as_such() -> None:
-    died = ray.exceptions.RayActorError()
-    health = ray.train.v2._internal.exceptions.WorkerHealthCheckFailedError("worker 0", died)
-    assert scaling.user_error(WorkerGroupError("failed", {0: health})) is died
 
 
 def test_an_unwrapped_error_stays_as_it_is() -> None:

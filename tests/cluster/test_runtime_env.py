@@ -23,11 +23,15 @@ def code(tmp_path: Path) -> Path:
 
 def test_the_commit_is_taken_along(code: Path) -> None:
     git(code, "init", "-q")
+    assert git_sha(code) == "unknown"
     git(code, "add", ".")
     git(code, "commit", "-qm", "first")
     commit = git(code, "rev-parse", "HEAD")
     assert job_runtime_env(code, {})["env_vars"] == {"BCM_GIT_SHA": commit}
     (code / "job.py").write_text("print(2)\n")
+    assert git_sha(code) == f"{commit}+dirty"
+    git(code, "checkout", "job.py")
+    (code / "new.py").write_text("print(3)\n")
     assert git_sha(code) == f"{commit}+dirty"
 
 

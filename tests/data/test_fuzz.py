@@ -228,7 +228,9 @@ def whole(request: pytest.FixtureRequest, tmp_path: Path, random_samples) -> Who
 def listed(raw: bytes) -> list[tuple[str, str, int, int]]:
     """Key, extension, first byte and length of each file in a tar, by the standard library."""
     with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as tar:
-        return [(*key_and_extension(member.name, ""), member.offset_data, member.size) for member in tar if member.isreg()]
+        return [
+            (*key_and_extension(member.name, ""), member.offset_data, member.size) for member in tar if member.isreg()
+        ]
 
 
 def images_of(raw: bytes) -> list[tuple[str, int, int]]:

@@ -15,17 +15,21 @@ import torch
 from servers import free_port
 from world import NAME, STEP, Command, Main, Outcome, World
 
+from bcm import strict
 from bcm.checkpoint import save_checkpoint
 from bcm.networks import build_network
 from bcm.precond import BCM
 from bcm.training import TrainState
 from cluster import session
 from data.cache import CACHE_VARIABLE
+from data.order import shuffle_of
 from data.prepare import prepare
 from pipelines.cli import run_command
+from pipelines.config import flatten
+from pipelines.models import run as runs
 from pipelines.recipes import recipe
 from pipelines.tracking import client as tracking
-from pipelines.training import run as runs
+from pipelines.training.worker import note_text
 
 
 @pytest.fixture(autouse=True)
@@ -41,8 +45,9 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp("original")
     world = World.at(root)
     manifest = prepare("digits", None, str(world.data))
-    config = recipe("digits-smoke")
-    run_id = tracking.start_run(world.mlflow, experiment="bcm", name=NAME, params=runs.describe(config), tags={})
+    config = recipe("digits", smoke=True)
+    config = replace(config, window=shuffle_of(manifest, "train").window)
+    run_id = tracking.start_run(world.mlflow, experiment="bcm", name=NAME, params=flatten(strict.dump(config)), tags={})
     # The file alone is copied, so what still stands in the log beside it must be in it.
     with closing(sqlite3.connect(world.mlflow.removeprefix("sqlite:///"))) as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -53,13 +58,15 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> World:
         manifest_sha256=manifest.sha256,
         mlflow_run=run_id,
         code="unknown",
-        config=config.to_dict(),
+        config=config,
     )
     runs.write_run(run)
     torch.manual_seed(0)
     state = TrainState(BCM(build_network(config.network)), config.train)
     state.k = STEP
-    save_checkpoint(world.checkpoint, state, config.network, {"run": NAME, "unsent": []})
+    save_checkpoint(
+        world.checkpoint, state, config.network, {runs.NOTES: note_text(runs.Notes(run=run, images_seen=STEP))}
+    )
     return world
 
 

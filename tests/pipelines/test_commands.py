@@ -31,21 +31,22 @@ from spoil import (
 )
 from world import NAME, STEP, Command, Outcome, World, edit_json
 
+from bcm import strict
 from bcm.checkpoint import save_checkpoint
 from bcm.inference import SCHEDULES
 from bcm.networks import build_network
 from bcm.precond import BCM
 from bcm.training import TrainState
 from data.manifest import MANIFEST_NAME
-from pipelines.evaluate import SCORES
-from pipelines.models import source as models
+from pipelines.evaluation.scores import FILE, Score, Scores
+from pipelines.models import run as runs
+from pipelines.models.source import model_at
 from pipelines.recipes import recipe
 from pipelines.tracking import client as tracking
-from pipelines.training import run as runs
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
-    *("prepare", "train", "finetune", "evaluate", "tune", "register", "sample"),
+    *("prepare", "train", "evaluate", "tune", "register", "sample"),
     *("import_weights", "report", "quickstart"),
 )
 OPENING = ("evaluate", "tune", "register", "sample")
@@ -64,7 +65,7 @@ def test_help_is_answered(command: Command, module: str):
     outcome = command(module, "--help")
     assert (outcome.code, outcome.err) == (0, "")
     assert f"python -m pipelines.{module}" in outcome.out
-    choices = {"train": ("digits",), "finetune": ("digits-finetune",), "report": ("coverage",)}.get(module, ())
+    choices = {"train": ("digits",), "report": ("coverage",)}.get(module, ())
     options = command(module, *choices, "--help")
     assert options.code == 0 and "--dry-run" in options.out
 
@@ -72,7 +73,7 @@ def test_help_is_answered(command: Command, module: str):
 def test_train_without_a_recipe_lists_them(command: Command):
     outcome = command("train")
     assert outcome.code == 0
-    assert "digits-smoke" in outcome.out and "cifar10-bcm" in outcome.out
+    assert "--smoke" in outcome.out and "cifar10-bcm" in outcome.out
     assert "--train.learning-rate" in command("train", "digits", "--help").out
 
 
@@ -124,7 +125,8 @@ def test_an_unknown_data_set_is_explained(command: Command):
     ("line", "said"),
     [
         ("prepare digits --to new --dry-run", "1,500 train, 297 test"),
-        ("train digits-smoke --dry-run", "parameters"),
+        ("train digits --smoke --dry-run", '"width": 8'),
+        ("train digits --dry-run", "parameters"),
         ("evaluate {run} --dry-run", f"after {STEP} steps"),
         ("evaluate {checkpoint} --dry-run", f"after {STEP} steps"),
         ("tune {run} --dry-run", "sample-3: time_1, noise_1; now {'kind': 'zigzag'"),
@@ -154,7 +156,7 @@ def test_a_run_that_does_not_exist_names_its_neighbours(command: Command, world:
 @pytest.mark.parametrize("module", OPENING)
 def test_a_damaged_checkpoint_is_named(command: Command, world: World, module: str):
     flip_a_byte(world.checkpoint / "ema.safetensors")
-    (world.run / SCORES).write_text(json.dumps(scores(world)))
+    (world.run / FILE).write_text(json.dumps(scores(world)))
     error = command(module, str(world.run)).error
     assert f"{world.checkpoint}/ema.safetensors is missing or does not match the SHA-256" in error
     assert "Choose another checkpoint" in error
@@ -162,25 +164,38 @@ def test_a_damaged_checkpoint_is_named(command: Command, world: World, module: s
 
 def scores(world: World) -> dict[str, Any]:
     """What `evaluate` stores."""
-    schedules = models.schedules_of(str(world.run), recipe("digits-smoke").network)
-    steps = {name: models.to_dict(steps) for name, steps in schedules.items()}
-    return {"k": STEP, "schedules": steps, "scores": {"mse_nfe4": 0.01}}
+    schedules = model_at(str(world.run)).schedules()
+    row = Score(
+        metric="mse",
+        task="reconstruct",
+        nfe=4,
+        value=0.01,
+        error=0.001,
+        count=297,
+        seeds=(0, 296),
+        extractor=None,
+        steps=schedules["invert-4"],
+    )
+    return strict.dump(Scores(k=STEP, ema_rate=None, schedules=schedules, rows=(row,)))
 
 
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
         (wider, "{checkpoint}/ema.safetensors does not fit the network"),
-        (of_unknown_kind, "{checkpoint}/checkpoint.json: network: kind 'unet' is unknown; known are ncsnpp, adm."),
-        (with_cut_index, "{checkpoint}/checkpoint.json is damaged"),
+        (
+            of_unknown_kind,
+            "{checkpoint}/checkpoint.json: network: input tag 'unet' found using 'kind' does not match",
+        ),
+        (with_cut_index, "{checkpoint}/checkpoint.json: not valid JSON"),
         (unfinished, "has no finished checkpoint yet"),
         (without_weights, "{checkpoint}/ema.safetensors is missing or does not match the SHA-256"),
-        (with_cut_schedules, "{run}/schedules.json is not valid JSON"),
-        (with_a_list_of_schedules, "{run}/schedules.json does not hold time steps by name. Remove that file"),
-        (with_disordered_schedules, "{run}/schedules.json: ancestral: time 80 after 90 is out of order"),
+        (with_cut_schedules, "{run}/schedules.json: not valid JSON"),
+        (with_a_list_of_schedules, "{run}/schedules.json: input should be an object, not [1, 2] Remove that file"),
+        (with_disordered_schedules, "{run}/schedules.json: sample-2: ancestral: time 80 after 90 is out of order"),
         (with_misnamed_schedules, "schedule 'sample-7' holds "),
-        (with_cut_record, "{run}/run.json is not valid JSON"),
-        (with_another_record, "{run}/run.json is not the record of a run"),
+        (with_cut_record, "{run}/run.json: not valid JSON"),
+        (with_another_record, "{run}/run.json: missing key 'storage'. It is damaged, or of another version"),
     ],
 )
 def test_a_run_that_cannot_be_used_says_which_file_is_wrong(command: Command, world: World, spoil: Spoil, said: str):
@@ -199,7 +214,7 @@ def test_a_registered_model_that_does_not_exist_is_named(command: Command, world
 
 
 def test_a_registered_model_cannot_be_tuned_and_needs_its_data_named(command: Command, world: World):
-    assert "give the URL of the run it came from" in command("tune", "models:/x@champion").error
+    assert "Give the URL of the run it came from" in command("tune", "models:/x@champion").error
     assert "give --data" in command("evaluate", "models:/x@champion").error
 
 
@@ -221,7 +236,7 @@ def test_a_picture_that_cannot_be_written_is_named(command: Command, world: Worl
 def test_shards_that_cannot_be_used_are_named(command: Command, world: World, module: str, spoil: Spoil, said: str):
     spoil(world)
     says_so(command(module, str(world.run)), said, world)
-    assert not (world.run / SCORES).exists() and not (world.run / SCHEDULES).exists()
+    assert not (world.run / FILE).exists() and not (world.run / SCHEDULES).exists()
 
 
 def test_data_of_another_shape_are_refused(command: Command, world: World):
@@ -257,38 +272,38 @@ def test_a_run_without_scores_is_not_registered(command: Command, world: World):
         ({"k": 20}, f"those of step 20, but it is at step {STEP} now"),
         ({"schedules": {}}, "the time steps of .* have changed since it was scored"),
         ({"ema_rate": 0.5}, "those of the average of rate 0.5; give the same --ema-rate"),
-        ({"scores": {"mse_nfe4": "good"}}, "scores.json is damaged"),
-        ({"scores": None}, "scores.json is damaged"),
+        ({"rows": [{"metric": "mse"}]}, "scores.json: missing key 'rows.0.task'"),
+        ({"rows": None}, "scores.json: rows: input should be"),
     ],
 )
 def test_scores_of_something_else_are_not_registered(command: Command, world: World, change: dict[str, Any], said: str):
-    (world.run / SCORES).write_text(json.dumps(scores(world) | change))
+    (world.run / FILE).write_text(json.dumps(scores(world) | change))
     error = command("register", str(world.run)).error
     assert re.search(said, error)
     assert f"Run `python -m pipelines.evaluate {world.run}`" in error
 
 
 def test_scores_of_the_newest_checkpoint_may_be_registered(command: Command, world: World):
-    (world.run / SCORES).write_text(json.dumps(scores(world)))
+    (world.run / FILE).write_text(json.dumps(scores(world)))
     outcome = command("register", str(world.run), "--dry-run")
     assert outcome.out == f"would register {world.checkpoint} as bcm-digits-smoke with {{'mse_nfe4': 0.01}}\n"
 
 
 def test_an_average_can_be_chosen_where_several_were_kept(command: Command, world: World):
-    config = recipe("digits-smoke")
+    config = recipe("digits", smoke=True)
     state = TrainState(BCM(build_network(config.network)), replace(config.train, ema_rates=(0.9, 0.5)))
     state.k = STEP
     for parameter in state.averages[1].model.parameters():
         parameter.data += 1
-    save_checkpoint(world.checkpoint, state, config.network, {"run": NAME, "unsent": []})
-    (world.run / SCORES).write_text(json.dumps(scores(world) | {"ema_rate": 0.5}))
+    save_checkpoint(world.checkpoint, state, config.network)
+    (world.run / FILE).write_text(json.dumps(scores(world) | {"ema_rate": 0.5}))
     assert "version 1" in command("register", str(world.run), "--ema-rate", "0.5").out
     for source, rate, average in (
         (str(world.run), None, state.averages[0]),
         (str(world.run), 0.5, state.averages[1]),
         ("models:/bcm-digits-smoke@champion", None, state.averages[1]),
     ):
-        found = models.open_model(source, ema_rate=rate).model
+        found = model_at(source).open(ema_rate=rate).model
         assert all(torch.equal(p, q) for p, q in zip(found.parameters(), average.model.parameters(), strict=True))
     for line in (("sample",), ("evaluate", "--dry-run")):
         assert "none of 0.7" in command(*line, str(world.run), "--ema-rate", "0.7").error
@@ -303,7 +318,7 @@ def test_an_average_can_be_chosen_where_several_were_kept(command: Command, worl
 def test_a_server_that_is_down_is_named_before_the_work_starts(
     command: Command, world: World, no_server: str, module: str
 ):
-    (world.run / SCORES).write_text(json.dumps(scores(world)))
+    (world.run / FILE).write_text(json.dumps(scores(world)))
     before = tree(world.runs)
     error = command(module, str(world.run)).error
     assert f"MLflow at {no_server}: " in error

@@ -14,13 +14,13 @@ import pytest
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from pipelines.training import run as runs
+from pipelines.models import checkpoints
 
 pytestmark = pytest.mark.slow
 
 ITERATIONS, CHECKPOINT, LOG = 300, 100, 10
 TRAIN = [
-    *("-m", "pipelines.train", "digits-smoke", "--storage", "runs", "--checkpoint-every", str(CHECKPOINT)),
+    *("-m", "pipelines.train", "digits", "--smoke", "--storage", "runs", "--checkpoint-every", str(CHECKPOINT)),
     *("--train.iterations", str(ITERATIONS), "--log-every", str(LOG), "--train.batch-size", "16"),
 ]
 
@@ -55,11 +55,11 @@ def only_run(cwd: Path) -> Path:
 
 
 def has_checkpoint(cwd: Path, k: int) -> bool:
-    return any((cwd / "runs").glob(f"*/{runs.checkpoint_name(k)}/checkpoint.json"))
+    return any((cwd / "runs").glob(f"*/{checkpoints.checkpoint_name(k)}/checkpoint.json"))
 
 
 def final_weights(run: Path) -> dict[str, bytes]:
-    folder = run / runs.checkpoint_name(ITERATIONS)
+    folder = run / checkpoints.checkpoint_name(ITERATIONS)
     return {
         f"{name}:{key}": tensor.numpy().tobytes()
         for name in ("model", "ema", "optimizer")
@@ -117,14 +117,14 @@ def test_a_killed_driver_resumes_and_changes_nothing(unbroken: dict[str, bytes],
     for left in alive:
         left.kill()
     run = only_run(cwd)
-    assert not (run / runs.checkpoint_name(ITERATIONS)).exists()
+    assert not (run / checkpoints.checkpoint_name(ITERATIONS)).exists()
 
     finish(start(cwd, "--resume", run.name), cwd)
     assert final_weights(run) == unbroken
     assert logged_steps(cwd) == list(range(LOG, ITERATIONS + 1, LOG))
 
     # A kill can cut or lose Ray's own record; the checkpoints then speak for themselves.
-    (run / runs.RAY_RECORD).write_text('{"ray_version": ')
+    (run / checkpoints.RAY_RECORD).write_text('{"ray_version": ')
     finish(start(cwd, "--resume", run.name), cwd)
     assert final_weights(run) == unbroken
     assert logged_steps(cwd) == list(range(LOG, ITERATIONS + 1, LOG))

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from spoil import flip_a_byte
 from world import Command, Outcome
 
-from bcm.checkpoint import INDEX, save_checkpoint
-from bcm.inference import generate
+from bcm.checkpoint import save_checkpoint
+from bcm.inference import SCHEDULES, generate
 from bcm.networks import NCSNppConfig, build_network
 from bcm.precond import BCM
 from bcm.schedule import discretization
@@ -30,14 +30,17 @@ from data.cache import CACHE_VARIABLE
 from data.prepare import prepare
 from pipelines.config import Config
 from pipelines.errors import ConfigError
-from pipelines.finetune import FINETUNING, open_initial
-from pipelines.models.source import open_model
-from pipelines.recipes import recipe
+from pipelines.models import checkpoints
+from pipelines.models import run as runs
+from pipelines.models.source import model_at
+from pipelines.recipes import RECIPES, recipe
 from pipelines.tracking import client as tracking
-from pipelines.train import TrainOptions, plan, start
-from pipelines.training import run as runs
+from pipelines.train import TrainOptions, check
+from pipelines.training.checks import open_initial
+from pipelines.training.launch import launch
 
-ICT, FINETUNE = "digits-ict-smoke", "digits-finetune-smoke"
+ICT, FINETUNE = "digits-ict", "digits-finetune"
+FINETUNING = [name for name, make in RECIPES.items() if make().finetunes]
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,13 @@ class Place:
     def mlflow(self) -> str:
         return f"sqlite:///{self.root}/mlflow.db"
 
-    def options(self, name: str, resume: str | None = None) -> TrainOptions:
+    def options(self, name: str, resume: str | None = None, init: str | None = None) -> TrainOptions:
         return TrainOptions(
-            config=recipe(name), storage=str(self.root / "runs"), data=str(self.root / "data"), resume=resume
+            config=recipe(name, smoke=True),
+            storage=str(self.root / "runs"),
+            data=str(self.root / "data"),
+            resume=resume,
+            init=init,
         )
 
 
@@ -78,18 +85,22 @@ def own_places(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def ict(place: Place) -> runs.Run:
     """A short training of the consistency model."""
-    return start(plan(place.options(ICT)))
+    return launch(check(place.options(ICT)))
 
 
 @pytest.fixture(scope="module")
 def tuned(place: Place, ict: runs.Run) -> runs.Run:
     """A short fine-tuning from it."""
-    options = place.options(FINETUNE)
-    return start(plan(options, open_initial(ict.url, options.config)))
+    return launch(check(place.options(FINETUNE, init=ict.url)))
+
+
+def first(run: runs.Run) -> str:
+    """URL of the checkpoint that it started from."""
+    return f"{run.url}/{checkpoints.checkpoint_name(0)}"
 
 
 def weights(run: runs.Run, k: int) -> dict[str, torch.Tensor]:
-    folder = Path(run.url) / runs.checkpoint_name(k)
+    folder = Path(run.url) / checkpoints.checkpoint_name(k)
     files = ("model", "ema", "optimizer")
     return {f"{file}:{name}": t for file in files for name, t in load_file(folder / f"{file}.safetensors").items()}
 
@@ -103,7 +114,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.slow
 def test_fine_tuning_starts_where_the_consistency_model_ended(ict: runs.Run, tuned: runs.Run):
-    before, after = open_model(ict.url), open_model(f"{tuned.url}/{runs.checkpoint_name(0)}")
+    before, after = model_at(ict.url).open(), model_at(f"{tuned.url}/{checkpoints.checkpoint_name(0)}").open()
     seeds = range(16)
     torch.testing.assert_close(generate(after, seeds, 1), generate(before, seeds, 1), rtol=1e-6, atol=1e-6)
     assert (before.network.times, after.network.times, after.k) == (1, 2, 0)
@@ -111,16 +122,16 @@ def test_fine_tuning_starts_where_the_consistency_model_ended(ict: runs.Run, tun
 
 @pytest.mark.slow
 def test_fine_tuning_trains_to_its_end_and_makes_a_bidirectional_model(tuned: runs.Run):
-    K = recipe(FINETUNE).train.iterations
-    assert runs.latest_checkpoint(tuned.url).endswith(runs.checkpoint_name(K))
-    model = open_model(tuned.url)
-    assert not torch.equal(generate(model, [0], 1), generate(open_model(f"{tuned.first_checkpoint}"), [0], 1))
+    K = recipe(FINETUNE, smoke=True).train.iterations
+    assert checkpoints.latest_checkpoint(tuned.url).endswith(checkpoints.checkpoint_name(K))
+    model = model_at(tuned.url).open()
+    assert not torch.equal(generate(model, [0], 1), generate(model_at(f"{first(tuned)}").open(), [0], 1))
     assert {"sample-4", "invert-4"} <= model.schedules.keys()
 
 
 @pytest.mark.slow
 def test_a_run_and_mlflow_say_what_it_was_started_from(place: Place, ict: runs.Run, tuned: runs.Run):
-    content = (Path(runs.latest_checkpoint(ict.url)) / "ema.safetensors").read_bytes()
+    content = (Path(checkpoints.latest_checkpoint(ict.url)) / "ema.safetensors").read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     assert (tuned.init, tuned.init_sha256) == (ict.url, digest)
     read = runs.read_run(tuned.url)
@@ -128,17 +139,17 @@ def test_a_run_and_mlflow_say_what_it_was_started_from(place: Place, ict: runs.R
     params = MlflowClient(place.mlflow).get_run(tuned.mlflow_run).data.params
     assert (params["init"], params["init_sha256"]) == (ict.url, digest)
     assert "init" not in MlflowClient(place.mlflow).get_run(ict.mlflow_run).data.params
-    index = json.loads((Path(runs.latest_checkpoint(tuned.url)) / INDEX).read_text())
-    assert index["extra"]["init_sha256"] == digest
+    notes = json.loads((Path(checkpoints.latest_checkpoint(tuned.url)) / runs.NOTES).read_text())
+    assert notes["run"]["init_sha256"] == digest
 
 
 @pytest.mark.slow
 def test_a_worker_killed_before_the_first_checkpoint_starts_from_it_again(place: Place, ict: runs.Run, tuned: runs.Run):
-    options = place.options(FINETUNE)
+    options = place.options(FINETUNE, init=ict.url)
     killed: list[int] = []
     thread = threading.Thread(target=kill_a_worker, args=(killed,))
     thread.start()
-    run = start(plan(options, open_initial(ict.url, options.config)))
+    run = launch(check(options))
     thread.join()
     assert killed
     K = options.config.train.iterations
@@ -164,13 +175,13 @@ def test_a_run_that_has_nothing_but_its_start_resumes_from_it(place: Place, tune
     name = f"{tuned.name}-alone"
     alone = replace(tuned, name=name)
     shutil.rmtree(alone.url, ignore_errors=True)
-    shutil.copytree(f"{tuned.first_checkpoint}", f"{alone.first_checkpoint}")
+    shutil.copytree(f"{first(tuned)}", f"{first(alone)}")
     runs.write_run(alone)
     if record:
-        (Path(alone.url) / runs.RAY_RECORD).write_text(record)
-    planned = plan(place.options(FINETUNE, resume=name))
+        (Path(alone.url) / checkpoints.RAY_RECORD).write_text(record)
+    planned = check(place.options(FINETUNE, resume=name))
     assert planned.resumed and planned.initial is None
-    assert (planned.fallback or planned.resumed.first_checkpoint) == alone.first_checkpoint
+    assert (planned.fallback or first(planned.resumed)) == first(alone)
 
 
 # ---- what cannot be a start
@@ -180,11 +191,11 @@ Make = Callable[..., str]
 
 @pytest.fixture
 def finetune(command: Command, place: Place, tmp_path: Path) -> Callable[..., Outcome]:
-    """`pipelines.finetune digits-finetune-smoke` with a storage of the test's own."""
+    """`pipelines.train digits-finetune --smoke` with a storage of the test's own."""
 
     def run(*arguments: str) -> Outcome:
         where = ("--storage", str(tmp_path / "runs"), "--data", str(place.root / "data"))
-        return command("finetune", FINETUNE, *where, *arguments)
+        return command("train", FINETUNE, "--smoke", *where, *arguments)
 
     return run
 
@@ -194,7 +205,7 @@ def saved(tmp_path: Path) -> Make:
     """Saves a model of random weights that differs from digits-ict-smoke in some fields; its URL."""
 
     def make(objective: str = "ct", **network: Any) -> str:
-        config = recipe(ICT)
+        config = recipe(ICT, smoke=True)
         config = replace(
             config,
             network=replace(config.network, **network),
@@ -202,7 +213,8 @@ def saved(tmp_path: Path) -> Make:
         )
         state = TrainState(BCM(build_network(config.network)), config.train)
         folder = tmp_path / "models" / "checkpoint"
-        save_checkpoint(folder, state, config.network, {"config": config.to_dict()})
+        save_checkpoint(folder, state, config.network)
+        (folder / SCHEDULES).write_text("{}")
         return str(folder)
 
     return make
@@ -222,7 +234,7 @@ def test_a_model_of_another_shape_is_refused(
 ):
     source = saved(**difference)
     error = finetune("--init", source).error
-    assert f"{source} does not fit recipe {FINETUNE}: {said}. Give --init a model of the same network" in error
+    assert f"{source} does not fit recipe {FINETUNE}-smoke: {said}. Give --init a model of the same network" in error
 
 
 def test_a_model_that_is_bidirectional_already_is_refused(finetune: Callable[..., Outcome], saved: Make):
@@ -245,25 +257,26 @@ def test_a_damaged_or_missing_model_is_refused(finetune: Callable[..., Outcome],
 
 
 def test_dropout_may_differ(saved: Make):
-    config = recipe(FINETUNE)
+    config = recipe(FINETUNE, smoke=True)
     BCM(build_network(config.network)).load_state_dict(open_initial(saved(dropout=0.1), config).model.state_dict())
 
 
-def test_the_commands_send_each_recipe_to_the_right_one(command: Command, saved: Make):
-    error = command("train", FINETUNE).error
-    assert f"starts from a trained network of one time: python -m pipelines.finetune {FINETUNE} --init URL" in error
-    assert "python -m pipelines.finetune" in command("finetune", FINETUNE).error
-    assert "recipe digits trains from scratch: python -m pipelines.train digits" in command("finetune", "digits").error
-    assert "leave --init out" in command("finetune", FINETUNE, "--resume", "x", "--init", "y").error
-    assert "the recipe comes before --init" in command("finetune", "--init", "x").error
-    listed = command("finetune").out
-    assert all(f"  {name} " in listed for name in FINETUNING) and "digits-ict" not in listed.split()
+def test_each_recipe_says_whether_it_wants_a_model_to_start_from(
+    command: Command, finetune: Callable[..., Outcome], saved: Make, place: Place
+):
+    error = finetune().error
+    assert (
+        f"starts from a trained network of one time: python -m pipelines.train {FINETUNE}-smoke --init MODEL" in error
+    )
+    error = command("train", "digits-ict", "--smoke", "--data", str(place.root / "data"), "--init", saved()).error
+    assert "recipe digits-ict-smoke trains from scratch; leave --init out" in error
+    assert "leave --init out" in finetune("--resume", "x", "--init", "y").error
+    assert "the recipe comes before --init" in command("train", "--init", "x").error
 
 
-def test_a_dry_run_describes_and_checks_the_model_it_is_given(finetune: Callable[..., Outcome], saved: Make):
-    outcome = finetune("--dry-run", "--init", saved())
+def test_a_dry_run_describes_the_stages(finetune: Callable[..., Outcome]):
+    outcome = finetune("--dry-run", "--init", "anything")
     assert outcome.code == 0 and "N=41 from step 0, N=61 from step 24" in outcome.out
-    assert "classes is 10" in finetune("--dry-run", "--init", saved(classes=10)).error
 
 
 # ---- the recipes

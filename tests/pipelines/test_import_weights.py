@@ -18,15 +18,15 @@ from safetensors.torch import save_file
 from world import Command, World
 
 from bcm import inference
-from bcm.checkpoint import INDEX, load_model
-from bcm.inference import SCHEDULES
-from bcm.timesteps import CONSISTENCY_CIFAR10, CONSISTENCY_IMAGENET64, PAPER_IMAGENET64, TimeSteps, from_dict
+from bcm.checkpoint import INDEX, attachment, load_model
+from bcm.timesteps import CONSISTENCY_CIFAR10, CONSISTENCY_IMAGENET64, PAPER_IMAGENET64, TimeSteps
 from data import store
-from pipelines.evaluate import SCORES
-from pipelines.finetune import open_initial
-from pipelines.models import source as models
+from pipelines.evaluation.scores import Score, Scores, write_scores
+from pipelines.import_weights import ORIGIN
+from pipelines.models.source import model_at
 from pipelines.recipes import recipe
 from pipelines.tracking import registry
+from pipelines.training.checks import open_initial
 
 ADM = ("--source", "official-imagenet64", "--network-options", "resolution=16", "head_channels=16")
 EDM = ("--source", "edm-ncsnpp")
@@ -81,14 +81,14 @@ def test_an_imported_network_computes_what_the_foreign_one_did(
     known = golden(shared, name)
     torch.save(known.state, tmp_path / "weights.pt")
     to = imported(command, tmp_path / "weights.pt", options)
-    toolkit = models.open_model(to)
+    toolkit = model_at(to).open()
     torch.testing.assert_close(
         toolkit.model.F_theta(known.x, known.t, known.u, known.label), known.F, rtol=0, atol=1e-5
     )
     assert (toolkit.schedules, toolkit.denoiser) == (schedules, objective == "edm")
-    notes = load_model(Path(to))[1].extra
-    assert notes["sha256"] == hashlib.sha256((tmp_path / "weights.pt").read_bytes()).hexdigest()
-    assert (notes["objective"], notes["source"], notes["left_out"]) == (objective, options[1], [])
+    origin = json.loads(attachment(Path(to), ORIGIN))
+    assert origin["sha256"] == hashlib.sha256((tmp_path / "weights.pt").read_bytes()).hexdigest()
+    assert (origin["objective"], origin["source"], origin["left_out"]) == (objective, options[1], [])
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_file_and_model_may_be_at_any_url(command: Command, file: Path):
     store.write_bytes("memory://weights/ict.pt", file.read_bytes())
     outcome = command("import_weights", "memory://weights/ict.pt", *ADM, "--to", "memory://models/ict")
     assert outcome.code == 0, outcome
-    toolkit = models.open_model("memory://models/ict")
+    toolkit = model_at("memory://models/ict").open()
     assert inference.generate(toolkit, [0], 2, [3]).shape == (1, 3, 16, 16)
 
 
@@ -289,7 +289,7 @@ def test_an_imported_consistency_model_is_drawn_and_says_what_it_cannot(command:
     assert "no time steps 'sample-4'; it has sample-1, sample-2" in command("sample", to, "--nfe", "4").error
     assert "has no inverse direction" in command("sample", to, "--task", "invert", "--out", out).error
     assert f"{to} does not say where its data is; give --data" in command("evaluate", to).error
-    assert f"{to} was imported, and there is no run to search on" in command("tune", to).error
+    assert f"{to} is no training run, and there is none to search on" in command("tune", to).error
     assert not Path(out).exists()
 
 
@@ -303,12 +303,12 @@ def test_an_imported_bidirectional_model_inverts(command: Command, shared: Path,
     assert command(*line, "--out", str(tmp_path / "x.png")).code == 0
 
 
-def test_an_imported_consistency_model_is_taken_by_finetune(command: Command, file: Path, ict: Golden):
-    to, config = imported(command, file), recipe("imagenet64-bcm-smoke")
-    network = replace(models.open_model(to).network, times=2, dropout=0.2)
+def test_an_imported_consistency_model_is_fine_tuned_from(command: Command, file: Path, ict: Golden):
+    to, config = imported(command, file), recipe("imagenet64-bcm", smoke=True)
+    network = replace(model_at(to).open().network, times=2, dropout=0.2)
     initial = open_initial(to, replace(config, network=network))
     to_0 = torch.full_like(ict.t, 0.002)
-    expected = models.open_model(to).model(ict.x, ict.t, to_0, ict.label)
+    expected = model_at(to).open().model(ict.x, ict.t, to_0, ict.label)
     torch.testing.assert_close(initial.model.eval()(ict.x, ict.t, to_0, ict.label), expected)
 
 
@@ -328,13 +328,18 @@ def test_an_imported_model_is_registered_at_once_or_with_its_scores(command: Com
     outcome = command("import_weights", str(file), *ADM, "--to", to, "--register", "ict")
     assert outcome.out.endswith("ict version 1: ict had no champion\n"), outcome
     assert f"imported has no scores yet. Run `python -m pipelines.evaluate {to}`" in command("register", to).error
-    steps = json.loads((Path(to) / SCHEDULES).read_text())
-    store.write_json(f"{to}/{SCORES}", {"k": 0, "schedules": steps, "scores": {"frechet_ratio_nfe1": 1.5}})
+    steps = model_at(to).schedules()
+    conditions: dict[str, Any] = {"error": None, "count": 10, "seeds": None, "extractor": "pixels", "steps": None}
+    rows = (
+        Score(metric="fd-pixels", task="real", nfe=0, value=2.0, **conditions),
+        Score(metric="fd-pixels", task="sample", nfe=1, value=3.0, **conditions),
+    )
+    write_scores(to, Scores(k=0, ema_rate=None, schedules=steps, rows=rows))
     assert "has no recipe to be named after; give --name" in command("register", to).error
     outcome = command("register", to, "--name", "ict")
     assert outcome.out == "ict version 2: the champion, version 1, was never scored\n"
-    toolkit = models.open_model("models:/ict@champion")
-    assert toolkit.schedules == {name: from_dict(entry) for name, entry in steps.items()} == CONSISTENCY_IMAGENET64
+    toolkit = model_at("models:/ict@champion").open()
+    assert toolkit.schedules == steps == CONSISTENCY_IMAGENET64
     served = registry.load(world.mlflow, "models:/ict@champion")
     rows = pd.DataFrame({"seed": [1, 2], "label": [0, 9]})
     assert len(served.predict(rows, params={"task": "generate", "nfe": 2})["image"]) == 2

@@ -1,6 +1,5 @@
 """Every recipe builds, says what to expect of it, and works from end to end in its smoke form."""
 
-import json
 import re
 from collections.abc import Callable, Generator
 from dataclasses import asdict, replace
@@ -9,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made import Whole, cached_split, write_split
+from made import write_split
 
-from bcm import inference
+from bcm import inference, strict
 from bcm.checkpoint import load_checkpoint, load_model, save_checkpoint
 from bcm.cost import step_cost
 from bcm.finetune import bidirectional
-from bcm.inference import Toolkit, paper_schedules
+from bcm.inference import Toolkit
 from bcm.networks import build_network
 from bcm.precond import BCM
 from bcm.schedule import discretization
@@ -25,20 +24,23 @@ from bcm.timesteps import (
     PAPER_CIFAR10,
     PAPER_CIFAR10_DEEP,
     PAPER_IMAGENET64,
+    PUBLISHED,
     TimeSteps,
 )
 from bcm.training import TrainState, fit
 from bcm.types import BCMError
+from data.cache import ShardCache
 from data.catalog import DATASETS
 from data.loader import Batch, Loader
 from data.manifest import Manifest, write_manifest
+from data.order import Shuffle, shuffle_of
 from data.prepare.pack import Sample
 from pipelines.config import Config
 from pipelines.errors import ConfigError
 from pipelines.recipes import FLOPS_PER_GPU, RECIPES, recipe
 from pipelines.training.describe import describe
 
-FULL = [name for name in RECIPES if not name.endswith("-smoke")]
+Shards = tuple[ShardCache, Shuffle]
 CLASSES = {"digits": 10, "cifar10": 10, "ffhq64": 1, "lsun-bedroom256": 1, "imagenet64": 1000}
 
 
@@ -57,8 +59,8 @@ def test_a_recipe_fits_its_data_set_and_its_name(name: str):
 def test_a_recipe_says_what_to_expect_and_how_to_start_it(name: str):
     text, config = RECIPES[name].__doc__ or "", recipe(name)
     assert "Expected" in text
-    module, init = ("finetune", r" --init \S+") if config.finetunes else ("train", "")
-    assert re.search(rf"Command: python -m pipelines\.{module} {name}{init}(?=\s|$)", text)
+    init = r" --init \S+" if config.finetunes else ""
+    assert re.search(rf"Command: python -m pipelines\.train {name}{init}(?=\s|$)", text)
 
 
 @pytest.mark.parametrize("wrong", ["cifar10bcm", "cifar-10-bcm", "CIFAR10-bcm"])
@@ -68,16 +70,16 @@ def test_an_unknown_recipe_names_the_nearest(wrong: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize("name", RECIPES)
 def test_a_dry_run_shows_the_whole_config(name: str):
     text = describe(recipe(name))
     end = text.index("\n}\n") + 2
-    assert Config.from_dict(json.loads(text[:end])) == recipe(name)
+    assert strict.read(Config, text[:end], "dry run", complete=True) == recipe(name)
     assert f"{recipe(name).train.iterations * recipe(name).train.batch_size:,}" in text[end:]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in FULL if recipe(name).scaling.gpu])
+@pytest.mark.parametrize("name", [name for name in RECIPES if recipe(name).scaling.gpu])
 def test_the_hours_and_images_that_a_docstring_states_follow_from_the_recipe(name: str):
     config, text = recipe(name), RECIPES[name].__doc__ or ""
     stated = re.search(r"Hardware: (\d+) H100; about (\d+) hours for ([\d,.]+)M images", text)
@@ -148,15 +150,15 @@ def test_the_sizes_of_the_networks(name: str, millions: str):
     ],
 )
 def test_the_time_steps_that_a_recipes_model_starts_with(name: str, steps: dict[str, TimeSteps]):
-    assert paper_schedules(recipe(name).network) == steps
+    assert PUBLISHED[recipe(name).time_steps] == steps
 
 
 # ---- smoke forms
 
 
-@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize("name", RECIPES)
 def test_a_smoke_form_keeps_the_architecture_and_every_stage(name: str):
-    full, smoke = recipe(name), recipe(f"{name}-smoke")
+    full, smoke = recipe(name), recipe(name, smoke=True)
     narrower = {"width": smoke.network.width, "blocks": smoke.network.blocks}
     if "head_channels" in asdict(full.network):
         narrower["head_channels"] = asdict(smoke.network)["head_channels"]
@@ -170,11 +172,11 @@ def test_a_smoke_form_keeps_the_architecture_and_every_stage(name: str):
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Config], Whole]:
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Config], Shards]:
     """Shards of random images of a recipe's data set, by its name and size, in a cache."""
-    made: dict[str, Whole] = {}
+    made: dict[str, Shards] = {}
 
-    def make(config: Config) -> Whole:
+    def make(config: Config) -> Shards:
         name, network = config.dataset, config.network
         if name not in made:
             root = tmp_path_factory.mktemp(name)
@@ -191,7 +193,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Config], Whole
                 splits={"train": write_split(str(root / "shards"), "train", samples)},
             )
             write_manifest(str(root / "shards"), manifest)
-            made[name] = cached_split(str(root / "shards"), manifest, "train", root / "cache")
+            cache = ShardCache(str(root / "shards"), manifest, "train", root / "cache")
+            made[name] = cache, shuffle_of(manifest, "train")
         return made[name]
 
     return make
@@ -202,7 +205,8 @@ def initial(config: Config) -> BCM:
     torch.manual_seed(config.train.seed)
     if not config.finetunes:
         return BCM(build_network(config.network))
-    before = recipe(config.recipe.replace("-finetune", "-ict").replace("-bcm", "-ict")).network
+    name = config.recipe.removesuffix("-smoke").replace("-finetune", "-ict").replace("-bcm", "-ict")
+    before = recipe(name, smoke=True).network
     model, network = bidirectional(BCM(build_network(before)), before)
     assert network == config.network
     return model
@@ -212,9 +216,10 @@ def state_of(config: Config) -> TrainState:
     return TrainState(initial(config), config.train, conditional=config.network.classes > 0)
 
 
-def batches(config: Config, cached: Whole, k: int) -> Generator[Batch, None, None]:
+def batches(config: Config, shards: Shards, k: int) -> Generator[Batch, None, None]:
     size, seed = config.train.batch_size, config.train.seed
-    loader = Loader(cached=cached, batch_size=size, seed=seed, rank=0, world_size=1, flip=True)
+    cache, shuffle = shards
+    loader = Loader(cache=cache, shuffle=shuffle, batch_size=size, seed=seed, rank=0, world_size=1, flip=True)
     return loader.batches(k * size)
 
 
@@ -229,17 +234,17 @@ def test_a_deep_form_has_twice_the_blocks(name: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [f"{name}-smoke" for name in FULL])
+@pytest.mark.parametrize("name", RECIPES)
 def test_a_smoke_form_trains_checkpoints_resumes_and_samples(
-    name: str, shards: Callable[[Config], Whole], tmp_path: Path
+    name: str, shards: Callable[[Config], Shards], tmp_path: Path
 ):
-    config = recipe(name)
+    config = recipe(name, smoke=True)
     train = replace(config.train, batch_size=max(2, config.train.accumulate))
     config = replace(config, train=train, scaling=replace(config.scaling, workers=1))
     state, stream = state_of(config), batches(config, shards(config), 0)
     steps = fit(state, stream, config.train, config.schedule)
     first = next(steps)
-    save_checkpoint(tmp_path, state, config.network, {"config": config.to_dict()})
+    save_checkpoint(tmp_path, state, config.network)
     second = next(steps)
     stream.close()
     assert all(torch.isfinite(loss) for metrics in (first, second) for loss in metrics.losses.values())
@@ -257,7 +262,7 @@ def test_a_smoke_form_trains_checkpoints_resumes_and_samples(
         assert torch.equal(a, b)
 
     model, info = load_model(tmp_path)
-    toolkit = Toolkit.of(model, info, paper_schedules(info.network))
+    toolkit = Toolkit.of(model, info, PUBLISHED[config.time_steps])
     labels = [0] if config.network.classes else None
     if config.train.objective == "edm":
         with pytest.raises(BCMError, match="denoiser"):

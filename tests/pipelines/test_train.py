@@ -9,23 +9,24 @@ import pytest
 from spoil import LISTED, READ, Spoil, says_so, wider, without_weights
 from world import NAME, Command, Outcome, World, edit_json
 
-from bcm.checkpoint import load_model
 from bcm.networks import build_network
 from bcm.precond import BCM
 from data.manifest import MANIFEST_NAME
 from pipelines.cli import parse
+from pipelines.models import checkpoints
+from pipelines.models import run as runs
 from pipelines.recipes import recipe
-from pipelines.train import TrainOptions, plan, train
-from pipelines.training import run as runs
+from pipelines.train import TrainOptions, check
+from pipelines.training.launch import launch, store_first_checkpoint
 
 
 @pytest.fixture
 def train_digits(command: Command, world: World) -> Command:
-    """`pipelines.train digits-smoke` on the world's data, as typed; what it finds wrong it finds before Ray starts."""
+    """`pipelines.train digits --smoke` on the world's data, as typed; it finds what is wrong before Ray starts."""
 
     def run(*arguments: str) -> Outcome:
         place = ("--storage", str(world.runs), "--data", str(world.data))
-        return command("train", "digits-smoke", *place, *arguments)
+        return command("train", "digits", "--smoke", *place, *arguments)
 
     return run
 
@@ -35,10 +36,10 @@ def train_in_session(command: Command, world: World, ray_session: None) -> Comma
     """The same in a Ray that runs already."""
 
     def main(argv: Sequence[str]) -> None:
-        train(parse(TrainOptions, argv[1:], "train", TrainOptions(config=recipe(argv[0]))))
+        launch(check(parse(TrainOptions, argv, "train", TrainOptions(config=recipe("digits", smoke=True)))))
 
     def run(*arguments: str) -> Outcome:
-        return command(main, "digits-smoke", "--storage", str(world.runs), "--data", str(world.data), *arguments)
+        return command(main, "--storage", str(world.runs), "--data", str(world.data), *arguments)
 
     return run
 
@@ -59,7 +60,7 @@ def test_training_refuses_what_cannot_work(train_digits: Command, world: World, 
     error = train_digits("--storage", f"{tmp_path}/file/runs").error
     assert f"cannot write to {tmp_path}/file/runs" in error and "choose another path" in error
     error = train_digits("--network.image-channels", "3").error
-    assert f"(8 px, 3 channels), but {world.data} holds digits (8 px, 1 channels)" in error
+    assert f"makes images of 8 px and 3 channels, but {world.data} holds 8 px and 1 channels" in error
     error = train_digits("--dataset", "cifar10").error
     assert "trains on cifar10" in error and "Give --data" in error
     assert "network.classes is 7" in train_digits("--network.classes", "7").error
@@ -98,24 +99,25 @@ def test_training_refuses_to_resume_from_a_wrong_checkpoint(
 def test_a_half_stored_checkpoint_is_passed_over_where_rays_record_is_lost(
     world: World, capsys: pytest.CaptureFixture[str]
 ):
-    half = world.run / runs.checkpoint_name(1000)
+    half = world.run / checkpoints.checkpoint_name(1000)
     shutil.copytree(world.checkpoint, half)
     (half / "model.safetensors").unlink()
-    options = TrainOptions(config=recipe("digits-smoke"), storage=str(world.runs), data=str(world.data), resume=NAME)
-    assert plan(options).fallback == str(world.checkpoint)
+    options = TrainOptions(
+        config=recipe("digits", smoke=True), storage=str(world.runs), data=str(world.data), resume=NAME
+    )
+    assert check(options).fallback == str(world.checkpoint)
     assert f"passing over checkpoints that are not whole: {half.name}" in capsys.readouterr().out
 
 
 def test_a_run_with_a_gpus_switches_is_planned_and_stored_on_a_machine_without_one(world: World):
-    config = recipe("digits-smoke")
+    config = recipe("digits", smoke=True)
     config = replace(config, train=replace(config.train, channels_last=True))
     edit_json(world.run / runs.RECORD, lambda entry: entry["config"]["train"].update(channels_last=True))
-    planned = plan(TrainOptions(config=config, storage=str(world.runs), data=str(world.data), resume=NAME))
+    planned = check(TrainOptions(config=config, storage=str(world.runs), data=str(world.data), resume=NAME))
     assert planned.fallback == str(world.checkpoint) and planned.resumed is not None
     begun = replace(planned.resumed, name="begun", init="elsewhere")
-    runs.store_first_checkpoint(begun, config, BCM(build_network(config.network)))
-    with runs.local_checkpoint(f"{world.runs}/begun/{runs.checkpoint_name(0)}") as directory:
-        assert load_model(directory)[1].k == 0
+    store_first_checkpoint(begun, BCM(build_network(config.network)))
+    assert checkpoints.index_of(f"{world.runs}/begun/{checkpoints.checkpoint_name(0)}").k == 0
 
 
 def test_training_refuses_to_resume_a_run_that_mlflow_does_not_know(train_in_session: Command, world: World):

@@ -366,13 +366,14 @@ from itertools import islice
 from pathlib import Path
 from data import store
 from data.prepare.audit import looks, see
-
+from data.cache import ShardCache
 from data.loader import Loader
 from data.manifest import load_manifest
-url, cache = sys.argv[1:]
+from data.order import shuffle_of
+url, folder = sys.argv[1:]
 manifest = load_manifest(url)
 list(see(looks(manifest, 0)[0], url=url, facts=manifest, decode=True))
-cache = ShardCache(url, manifest, "train", Path(cache))
+cache = ShardCache(url, manifest, "train", Path(folder))
 shuffle = shuffle_of(manifest, "train")
 loader = Loader(cache=cache, shuffle=shuffle, batch_size=100, seed=0, rank=0, world_size=1, flip=True)
 store.write_bytes(f"{url}/more", b"more")

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -21,8 +22,7 @@ from PIL import Image
 from servers import mlflow_server
 
 from bcm import inference
-from bcm.checkpoint import save_model
-from bcm.inference import Toolkit, load_toolkit
+from bcm.inference import SCHEDULES, Toolkit, dump_schedules, load_toolkit, save_toolkit
 from bcm.networks import NCSNppConfig, build_network
 from bcm.precond import BCM
 from bcm.timesteps import PAPER_CIFAR10, Ancestral
@@ -55,7 +55,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for parameter in model.parameters():
         parameter.data.add_(0.05 * torch.randn_like(parameter))
     directory = tmp_path_factory.mktemp("checkpoints") / "step-7"
-    save_model(directory, model, NETWORK, 7, {"recipe": "digits"})
+    save_toolkit(directory, Toolkit(model=model, network=NETWORK, k=7, schedules=PAPER_CIFAR10, objective="bct"))
     return directory
 
 
@@ -73,9 +73,7 @@ def served(store: str, toolkit: Toolkit) -> Any:
 
 
 def register(uri: str, checkpoint: Path, scores: Mapping[str, float], name: str = NAME) -> Registered:
-    return registry.register(
-        uri, name=name, checkpoint_dir=checkpoint, schedules=PAPER_CIFAR10, scores=scores, tags={"data": "digits"}
-    )
+    return registry.register(uri, name=name, folder=checkpoint, scores=scores, tags={"data": "digits"})
 
 
 def png(pixels: np.ndarray) -> str:
@@ -132,9 +130,7 @@ def test_a_champion_that_was_never_scored_gives_way_to_a_scored_version(store: s
 
 def test_scores_and_tags_go_with_the_version_and_its_run(store: str, checkpoint: Path):
     run_id = tracking.start_run(store, experiment="digits", name="trained", params={}, tags={})
-    registered = registry.register(
-        store, name=NAME, checkpoint_dir=checkpoint, schedules=PAPER_CIFAR10, scores={"fid": 0.1 + 0.2}, run_id=run_id
-    )
+    registered = registry.register(store, name=NAME, folder=checkpoint, scores={"fid": 0.1 + 0.2}, run_id=run_id)
     client = tracking.connect(store)
     version = client.get_model_version(NAME, registered.version)
     assert (version.run_id, float(version.tags["score.fid"])) == (run_id, 0.1 + 0.2)
@@ -223,10 +219,11 @@ def test_an_unknown_model_is_an_error_that_lists_what_exists(
 def test_a_wrong_checkpoint_or_schedule_registers_nothing(store: str, checkpoint: Path, tmp_path: Path):
     with pytest.raises(BCMError, match="no finished checkpoint"):
         register(store, tmp_path, {}, name="wrong")
+    misnamed = tmp_path / "misnamed"
+    shutil.copytree(checkpoint, misnamed)
+    (misnamed / SCHEDULES).write_text(json.dumps(dump_schedules({"sample-9": Ancestral()})))
     with pytest.raises(BCMError, match="whose name is 'sample-1'"):
-        registry.register(
-            store, name="wrong", checkpoint_dir=checkpoint, schedules={"sample-9": Ancestral()}, scores={}
-        )
+        register(store, misnamed, {}, name="wrong")
     with pytest.raises(TrackingError, match="has no models:/wrong/1"):
         registry.load(store, "models:/wrong/1")
 

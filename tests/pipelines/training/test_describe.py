@@ -1,6 +1,5 @@
 """What a dry run says is what training then does."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import groupby
@@ -11,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from bcm import strict
 from bcm.cost import step_cost
 from bcm.networks import build_network
 from bcm.precond import BCM
@@ -22,7 +22,7 @@ from pipelines.recipes import RECIPES, recipe
 from pipelines.training.describe import amount, describe, stages_of
 
 SMOKE = [name for name in RECIPES if name.endswith("-smoke")]
-SWITCHED = replace(recipe("cifar10-bcm-smoke").train, precision="bf16", accumulate=2, checkpoint_activations=True)
+SWITCHED = replace(recipe("cifar10-bcm", smoke=True).train, precision="bf16", accumulate=2, checkpoint_activations=True)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def two_steps(config: Config) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
-    [*map(recipe, SMOKE), replace(recipe("cifar10-bcm-smoke"), train=SWITCHED)],
+    [*map(recipe, SMOKE), replace(recipe("cifar10-bcm", smoke=True), train=SWITCHED)],
     ids=[*SMOKE, "cifar10-bcm-smoke with every switch for memory"],
 )
 def test_the_memory_of_a_worker_is_what_its_steps_take(
@@ -77,7 +77,7 @@ def test_everything_is_shown():
     config = recipe("digits-finetune")
     text = describe(config)
     end = text.index("\n}\n") + 2
-    assert Config.from_dict(json.loads(text[:end])) == config
+    assert strict.read(Config, text[:end], "dry run", complete=True) == config
     cost = step_cost(config.network, config.train, config.schedule, config.scaling.workers)
     said = text[end:]
     assert f"{cost.parameters:,}" in said and f"{cost.step_flops:.3g}" in said

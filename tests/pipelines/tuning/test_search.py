@@ -6,14 +6,16 @@ from dataclasses import replace
 import pytest
 from world import NAME, Command, World
 
+from bcm import strict
 from bcm.inference import SCHEDULES, Toolkit
 from bcm.networks import NCSNppConfig, build_network
 from bcm.precond import BCM
-from bcm.timesteps import CONSISTENCY_CIFAR10, PAPER_CIFAR10, to_dict
+from bcm.timesteps import CONSISTENCY_CIFAR10, PAPER_CIFAR10
 from bcm.types import BCMError
 from pipelines.errors import ConfigError
+from pipelines.models.run import Run, read_run
+from pipelines.recipes import recipe
 from pipelines.tracking import client as tracking
-from pipelines.training.run import read_run
 from pipelines.tuning import search as searching
 from pipelines.tuning.search import Outcome, load_trials, search, searchable, table, targets_of
 from pipelines.tuning.trials import FRESH_SEEDS, score
@@ -32,17 +34,27 @@ def ict() -> Toolkit:
     return Toolkit(model=BCM(build_network(network)), network=network, k=0, schedules=CONSISTENCY_CIFAR10)
 
 
-def test_by_default_what_the_model_has_is_searched(toolkit: Toolkit, ict: Toolkit):
-    assert targets_of(toolkit) == {name: PAPER_CIFAR10[name] for name in ("sample-2", "sample-3", "invert-2")}
-    assert targets_of(ict) == {"sample-2": CONSISTENCY_CIFAR10["sample-2"]}
-    assert targets_of(toolkit, ("invert-1",)) == {"invert-1": PAPER_CIFAR10["invert-1"]}
+@pytest.fixture
+def run(world: World) -> Run:
+    return read_run(str(world.run))
 
 
-def test_targets_that_a_model_has_not_are_refused(ict: Toolkit):
+@pytest.fixture
+def ict_run(run: Run) -> Run:
+    return replace(run, config=recipe("digits-ict", smoke=True))
+
+
+def test_by_default_what_the_model_has_is_searched(run: Run, ict_run: Run, toolkit: Toolkit, ict: Toolkit):
+    assert targets_of(run, toolkit) == {name: PAPER_CIFAR10[name] for name in ("sample-2", "sample-3", "invert-2")}
+    assert targets_of(ict_run, ict) == {"sample-2": CONSISTENCY_CIFAR10["sample-2"]}
+    assert targets_of(run, toolkit, ("invert-1",)) == {"invert-1": PAPER_CIFAR10["invert-1"]}
+
+
+def test_targets_that_a_model_has_not_are_refused(ict_run: Run, ict: Toolkit):
     with pytest.raises(BCMError, match="no inverse direction"):
-        targets_of(ict, ("sample-2", "invert-2"))
+        targets_of(ict_run, ict, ("sample-2", "invert-2"))
     with pytest.raises(ConfigError, match="no target 'sample-4': did you mean 'sample-"):
-        targets_of(ict, ("sample-4",))
+        targets_of(ict_run, ict, ("sample-4",))
 
 
 def test_a_search_ends_its_time_after_its_first_result(monkeypatch: pytest.MonkeyPatch):
@@ -70,7 +82,7 @@ def test_a_search_of_one_trial_tries_the_papers_schedule_and_keeps_it(world: Wor
     outcome = command("tune", str(world.run), *line)
     assert outcome.code == 0, outcome.err
     kept = json.loads((world.run / SCHEDULES).read_text())
-    assert kept["sample-2"] == json.loads(json.dumps(to_dict(PAPER_CIFAR10["sample-2"])))
+    assert kept["sample-2"] == json.loads(json.dumps(strict.dump(PAPER_CIFAR10["sample-2"])))
     client = tracking.connect(world.mlflow)
     experiment = client.get_experiment_by_name("bcm-tune")
     assert experiment is not None
@@ -86,10 +98,10 @@ def test_a_search_of_one_trial_tries_the_papers_schedule_and_keeps_it(world: Wor
 
 @pytest.mark.slow
 def test_the_better_of_the_papers_and_the_best_trials_time_steps_is_kept(world: World, ray_session: None):
-    run, toolkit = searchable(str(world.run))
-    shared = load_trials(run, toolkit, 50)
+    run, toolkit, manifest = searchable(str(world.run))
+    shared = load_trials(run, toolkit, manifest, 50)
     assert (shared.x.shape, len(shared.labels), shared.train.count) == ((50, 1, 8, 8), 50, 1500)
-    targets = targets_of(toolkit, ("sample-2", "invert-2"))
+    targets = targets_of(run, toolkit, ("sample-2", "invert-2"))
     for outcome in search(run, shared, targets, seconds=60, trials=4, seed=3):
         of_paper = score(shared, targets[outcome.target], FRESH_SEEDS)
         assert (outcome.trials, outcome.paper) == (4, pytest.approx(of_paper, rel=1e-4))
