@@ -6,6 +6,8 @@ finished or was changed is never taken for a checkpoint.
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,33 +20,54 @@ from torch import Tensor, nn
 
 from bcm import strict
 from bcm.networks import NetworkConfig, build_network
+from bcm.objectives import OBJECTIVES
 from bcm.precond import BCM
 from bcm.training import TrainState
 from bcm.types import BCMError
 
 INDEX = "checkpoint.json"
 
+_FILE = re.compile(r"\w[\w.-]*", re.ASCII)
+_DIGEST = re.compile("[0-9a-f]{64}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
     """What a checkpoint says of itself, in `checkpoint.json`."""
 
+    format: Literal["bcm-checkpoint"] = "bcm-checkpoint"
+    version: Literal[2] = 2
     k: int
     """Training iterations done."""
     network: NetworkConfig
     sigma_data: float
     objective: str
     """What the weights were trained for, a name in `bcm.objectives.OBJECTIVES`; "" where that is not known."""
-    skipped: int = 0
+    skipped: int
     """Steps skipped for non-finite gradients, in all."""
-    skipped_in_a_row: int = 0
+    skipped_in_a_row: int
     """The same, in a row now."""
-    ema_rates: tuple[float, ...] = ()
+    ema_rates: tuple[float, ...]
     """mu_EMA of each average, the serving one first; empty for a model that stands for inference alone."""
     files: Mapping[str, str]
-    """SHA-256 of each other file, by name."""
-    format: Literal["bcm-checkpoint"] = "bcm-checkpoint"
-    version: Literal[2] = 2
+    """SHA-256 of each other file, by name; all of them lie beside the index."""
+
+    def __post_init__(self) -> None:
+        """Check what the types do not say."""
+        if self.k < 0 or not 0 <= self.skipped_in_a_row <= self.skipped:
+            raise BCMError(
+                f"k={self.k}, skipped={self.skipped}, skipped_in_a_row={self.skipped_in_a_row}: each must be "
+                "0 or more, and skipped_in_a_row at most skipped."
+            )
+        if not 0 < self.sigma_data < math.inf:
+            raise BCMError(f"sigma_data={self.sigma_data} must be positive and finite.")
+        if self.objective not in ("", *OBJECTIVES):
+            raise BCMError(f"objective '{self.objective}' is unknown; known are {', '.join(OBJECTIVES)}.")
+        if not all(0 <= rate < 1 for rate in self.ema_rates):
+            raise BCMError(f"ema_rates={self.ema_rates} must lie in [0, 1).")
+        for name, digest in self.files.items():
+            if not _FILE.fullmatch(name) or not _DIGEST.fullmatch(digest):
+                raise BCMError(f"files: {name!r} with SHA-256 {digest!r} is no file beside this index.")
 
     def average(self, ema_rate: float | None = None) -> str:
         """Name of the file with the averaged weights of a rate; without one, of the average that serves."""
@@ -54,7 +77,9 @@ class Index:
 
     def for_inference(self, ema_rate: float | None = None) -> "Index":
         """The index of a model for inference alone, whose one file is that average."""
-        return replace(self, ema_rates=(), files={_average_file(0): self.files.get(self.average(ema_rate), "")})
+        if (name := self.average(ema_rate)) not in self.files:
+            raise BCMError(f"this checkpoint holds no {name}.")
+        return replace(self, ema_rates=(), files={_average_file(0): self.files[name]})
 
 
 def save_checkpoint(
@@ -121,7 +146,16 @@ def save_model(
     attachments: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write a model for inference alone: its weights stand as the average."""
-    index = Index(k=k, network=network, sigma_data=model.sigma_data, objective=objective, files={})
+    index = Index(
+        k=k,
+        network=network,
+        sigma_data=model.sigma_data,
+        objective=objective,
+        skipped=0,
+        skipped_in_a_row=0,
+        ema_rates=(),
+        files={},
+    )
     _write(directory, index, {_average_file(0): _tensors(model)}, attachments or {})
 
 
@@ -139,7 +173,13 @@ def load_model(directory: Path, device: torch.device | str = "cpu", ema_rate: fl
 
 def read_index(text: str | bytes, where: str) -> Index:
     """The index in a JSON text that stands at `where`; what is wrong with it is a `BCMError`."""
-    return strict.read(Index, text, where)
+    return strict.read(
+        Index,
+        text,
+        where,
+        lambda problem: BCMError(f"{problem.rstrip('.')}. Choose another checkpoint."),
+        complete=True,
+    )
 
 
 def local_index(directory: Path) -> Index:

@@ -17,6 +17,8 @@ EDM = "edm-ncsnpp"
 """EDM's SongUNet with Fourier embedding, residual or skip encoder, filter [1, 3, 3, 1] and channel_mult_noise 2."""
 SOURCES = (OFFICIAL, EDM)
 """Where weights may come from."""
+Tensors = Mapping[str, Tensor]
+"""Tensors by name, such as a state dict."""
 
 _NAMED = 5
 """How many names of a kind a message shows."""
@@ -37,7 +39,7 @@ _EDM_BLOCK = {"norm0": "norm0", "conv0": "conv0", "time": "affine", "norm1": "no
 _EDM_ATTENTION = {"norm": "norm2", "query": "qkv", "key": "qkv", "value": "qkv", "out": "proj"}
 
 
-def convert(tensors: Mapping[str, Tensor], source: str, network: NetworkConfig) -> dict[str, Tensor]:
+def convert(tensors: Tensors, source: str, network: NetworkConfig) -> dict[str, Tensor]:
     """Rename and reshape a foreign state dict to that of `build_network(network)`.
 
     Args:
@@ -65,7 +67,7 @@ def convert(tensors: Mapping[str, Tensor], source: str, network: NetworkConfig) 
     return {name: origin.take(given[origin.name]).float().contiguous() for name, origin in origins.items()}
 
 
-def unused(tensors: Mapping[str, Tensor], source: str) -> list[str]:
+def unused(tensors: Tensors, source: str) -> list[str]:
     """The names of the tensors that `convert` leaves out, for they have no effect on plain images."""
     _check_source(source)
     return [name for name in _unwrapped(tensors) if name in _UNUSED[source]]
@@ -187,8 +189,7 @@ def _constants(source: str, network: NetworkConfig) -> dict[str, Tensor]:
     if source != EDM or not isinstance(network, NCSNppConfig):
         return {}
     mix = "aux_residual" if network.progressive_input == "residual" else "aux_down"
-    *upper, _ = network.resolutions
-    _, *lower = network.resolutions
+    upper, lower = network.resolutions[:-1], network.resolutions[1:]
     layers = [f"enc.{size}x{size}_{layer}" for size in lower for layer in ("down.conv0", "down.skip", mix)]
     layers += [f"dec.{size}x{size}_up.{layer}" for size in upper for layer in ("conv0", "skip")]
     if network.progressive == "output_skip":
@@ -201,7 +202,7 @@ def _check_source(source: str) -> None:
         raise BCMError(f"the source {source!r} is unknown; known are {', '.join(SOURCES)}")
 
 
-def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _unwrapped(tensors: Tensors) -> dict[str, Tensor]:
     """The tensors without the prefixes that every name has."""
     names = dict(tensors)
     while prefix := next((p for p in _WRAPPERS if names and all(name.startswith(p) for name in names)), ""):
@@ -209,12 +210,7 @@ def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return names
 
 
-def _check(
-    given: Mapping[str, Tensor],
-    source: str,
-    expected: Mapping[str, tuple[int, ...]],
-    constants: Mapping[str, Tensor],
-) -> None:
+def _check(given: Tensors, source: str, expected: Mapping[str, tuple[int, ...]], constants: Tensors) -> None:
     """Raise one `BCMError` for all that does not fit."""
     missing = sorted(expected.keys() - given.keys())
     surplus = sorted(given.keys() - expected.keys() - set(_UNUSED[source]))
@@ -224,26 +220,23 @@ def _check(
     changed = [
         name
         for name, value in constants.items()
-        if shapes.get(name) == tuple(value.shape) and not _equal(given[name], value)
+        if shapes.get(name) == tuple(value.shape)
+        and not (given[name].is_meta or torch.allclose(given[name].float().cpu(), value))
     ]
     kinds = {"missing": missing, "surplus": surplus, "of another shape": misshapen, "of another value": changed}
-    found = [f"{len(names)} {kind} ({_few(names)})" for kind, names in kinds.items() if names]
-    if found:
+    wrong = [
+        f"{len(names)} {kind} ({', '.join(names[:_NAMED])}{', ...' * (len(names) > _NAMED)})"
+        for kind, names in kinds.items()
+        if names
+    ]
+    if wrong:
         raise BCMError(
-            f"the tensors are not those of this network as {source} has it: {'; '.join(found)}. "
+            f"the tensors are not those of this network as {source} has it: {'; '.join(wrong)}. "
             "Give the network options the weights were trained with."
         )
 
 
-def _equal(tensor: Tensor, value: Tensor) -> bool:
-    return tensor.is_meta or bool(torch.allclose(tensor.float().cpu(), value))
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
-
-
-def infer_network(tensors: Mapping[str, Tensor], source: str, resolution: int | None = None) -> NetworkConfig:
+def infer_network(tensors: Tensors, source: str, resolution: int | None = None) -> NetworkConfig:
     """Read the shape of the network off the names and shapes of a foreign state dict.
 
     What they cannot tell is left at the defaults of `ADMConfig` or `NCSNppConfig`: dropout; for an ADM also the size
@@ -265,7 +258,7 @@ def infer_network(tensors: Mapping[str, Tensor], source: str, resolution: int | 
         raise BCMError(f"the tensors are not those of a network as {source} has it: {error} is not there") from error
 
 
-def _infer_adm(tensors: Mapping[str, Tensor], resolution: int | None) -> ADMConfig:
+def _infer_adm(tensors: Tensors, resolution: int | None) -> ADMConfig:
     full = ADMConfig().resolution if resolution is None else resolution
     image_channels = tensors["input_blocks.0.0.weight"].shape[1]
     width = tensors["time_embed.0.weight"].shape[1]
@@ -287,8 +280,9 @@ def _infer_adm(tensors: Mapping[str, Tensor], resolution: int | None) -> ADMConf
     )
 
 
-def _infer_edm(tensors: Mapping[str, Tensor]) -> NCSNppConfig:
-    sizes = sorted({int(found[1]) for name in tensors if (found := re.match(r"enc\.(\d+)x\1_", name))}, reverse=True)
+def _infer_edm(tensors: Tensors) -> NCSNppConfig:
+    matches = [re.match(r"enc\.(\d+)x\1_", name) for name in tensors]
+    sizes = sorted({int(match[1]) for match in matches if match}, reverse=True)
     encoder, lowest = [f"enc.{size}x{size}" for size in sizes], f"dec.{sizes[-1]}x{sizes[-1]}"
     width, image_channels = tensors[f"{encoder[0]}_conv.weight"].shape[:2]
     channels = [tensors[f"{level}_block0.conv0.weight"].shape[0] for level in encoder]
@@ -298,9 +292,7 @@ def _infer_edm(tensors: Mapping[str, Tensor]) -> NCSNppConfig:
         width=width,
         channel_mult=tuple(count // width for count in channels),
         blocks=sum(re.fullmatch(rf"{encoder[0]}_block\d+\.norm0\.weight", name) is not None for name in tensors),
-        attention=tuple(
-            size for size, level in zip(sizes, encoder, strict=True) if f"{level}_block0.qkv.weight" in tensors
-        ),
+        attention=tuple(size for size in sizes if f"enc.{size}x{size}_block0.qkv.weight" in tensors),
         times=1,
         progressive="output_skip" if len(sizes) > 1 and f"{lowest}_aux_conv.weight" in tensors else "none",
         progressive_input="input_skip" if any("aux_skip" in name for name in tensors) else "residual",

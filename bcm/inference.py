@@ -6,6 +6,7 @@ Row i depends on its own seed alone, not on the batch it is in.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -136,12 +137,9 @@ def steps_for(toolkit: Toolkit, task: Task, nfe: int = 0) -> TimeSteps:
 def generate(toolkit: Toolkit, seeds: Sequence[int], nfe: int = 0, labels: Sequence[int] | None = None) -> Images:
     """New images (B, C, H, W), about [-1, 1], one for each seed in [0, 2^48), with `nfe` network calls."""
     ids, label = _rows(toolkit, seeds, labels)
-
-    def renoise(n: int) -> Tensor:
-        return _noise(toolkit, ids, rng.Stream.RENOISE, n)
-
     steps = steps_for(toolkit, "sample", nfe)
     z = _noise(toolkit, ids, rng.Stream.SAMPLE)
+    renoise = partial(_noise, toolkit, ids, rng.Stream.RENOISE)
     return samplers.sample(toolkit.model, z, steps, renoise, label)
 
 
@@ -175,7 +173,7 @@ def _inversion(
 
 def _rows(toolkit: Toolkit, seeds: Sequence[int], labels: Sequence[int] | None) -> tuple[Tensor, Labels | None]:
     """Seeds and labels, checked, on the device of the model."""
-    device, classes = _device(toolkit), toolkit.network.classes
+    device, classes = next(toolkit.model.parameters()).device, toolkit.network.classes
     if not all(0 <= seed < 2**48 for seed in seeds):
         raise BCMError(f"seeds {min(seeds)} ... {max(seeds)} leave the range [0, 2^48).")
     ids = torch.tensor(list(seeds), dtype=torch.int64, device=device)
@@ -195,7 +193,3 @@ def _noise(toolkit: Toolkit, ids: Tensor, stream: rng.Stream, step: int = 0) -> 
 def _shape(toolkit: Toolkit) -> tuple[int, int, int]:
     network = toolkit.network
     return network.image_channels, network.resolution, network.resolution
-
-
-def _device(toolkit: Toolkit) -> torch.device:
-    return next(toolkit.model.parameters()).device

@@ -3,7 +3,8 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +13,10 @@ from bcm import losses
 from bcm.losses import Terms
 from bcm.precond import SIGMA_DATA
 from bcm.rng import Dropout
-from bcm.schedule import NoiseLevels, ScheduleConfig, TrainingTimes, draw_noise_levels, draw_times
+from bcm.schedule import NoiseLevels, ScheduleConfig, draw_noise_levels, draw_times
 from bcm.types import BCMError, Flow, Images, Labels
 
 T = TypeVar("T")
-T_in = TypeVar("T_in", contravariant=True)
-
-
-class Loss(Protocol[T_in]):
-    """A function of `bcm.losses`."""
-
-    def __call__(self, f: Flow, f_bar: Flow, x: Images, z: Images, times: T_in, label: Labels | None, /) -> Terms:
-        """The weighted losses of each image, (B,), by term."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +27,10 @@ class Objective(Generic[T]):
     """How many times the network reads: 1 (t) or 2 (t and u)."""
     draw: Callable[[Tensor, int, ScheduleConfig], T]
     """(uniforms (B, 2) float64 in [0, 1), N, schedule) -> times and weights of a batch."""
-    loss: Loss[T]
+    loss: Callable[[Flow, Flow, Images, Images, T, Labels | None], Terms]
+    """A function of `bcm.losses`: (f, f_bar, x, z, times, label) -> weighted losses of each image, (B,), by term."""
     grid: bool = True
     """Whether the times lie on the grid of N points."""
-
-
-def _official_times(uniforms: Tensor, N: int, config: ScheduleConfig) -> TrainingTimes:
-    return draw_times(uniforms, N, config, start_next=True)
 
 
 def _noise_levels(uniforms: Tensor, N: int, config: ScheduleConfig) -> NoiseLevels:
@@ -53,7 +42,7 @@ OBJECTIVES: dict[str, Objective[Any]] = {
     "bct": Objective(times=2, draw=draw_times, loss=losses.bct_loss),
     "bct-eq8": Objective(times=2, draw=draw_times, loss=losses.bct_eq8_loss),
     "st-only": Objective(times=2, draw=draw_times, loss=losses.st_loss),
-    "bct-official": Objective(times=2, draw=_official_times, loss=losses.bct_official_loss),
+    "bct-official": Objective(times=2, draw=partial(draw_times, start_next=True), loss=losses.bct_official_loss),
     "edm": Objective(times=1, draw=_noise_levels, loss=losses.edm_loss, grid=False),
 }
 """`ct`: iCT (Eq. 6). `bct`: the paper's (Eq. 10). `bct-eq8`, `st-only`: its ablations (Appendix B.2). `bct-official`:

@@ -71,28 +71,30 @@ def _told(kind: Any, problem: ValidationError, text: str | bytes) -> str:
     first = problem.errors()[0]
     if first["type"] == "json_invalid":
         return f"not valid JSON ({first['msg'].removeprefix('Invalid JSON: ')}): it is damaged"
-    key = _place(first["loc"], json.loads(text))
-    if first["type"] in _UNKNOWN:
-        return f"unknown key '{key}'; {_nearest(str(first['loc'][-1]), kind)}"
+    location, context = first["loc"], first.get("ctx", {})
+    if "discriminator" in context:  # pydantic places what is wrong with the kind of a union at the union itself
+        location = (*location, str(context["discriminator"]).strip("'"))
+    keys = _keys_on_the_way(location, json.loads(text))
     if first["type"] in _MISSING:
-        tag = str(first.get("ctx", {}).get("discriminator", "")).strip("'")
-        return f"missing key '{'.'.join(filter(None, (key, tag)))}'"
-    message = str(first.get("ctx", {}).get("error", first["msg"]))
-    given = repr(first["input"])
-    told = message if first["type"] == "value_error" else f"{message[:1].lower()}{message[1:]}, not {given[:60]}"
-    return f"{key}: {told}" if key else told
+        return f"missing key '{'.'.join([*keys, str(location[-1])])}'"
+    key = ".".join(keys)
+    if first["type"] in _UNKNOWN:
+        return f"unknown key '{key}'; {_nearest(str(location[-1]), kind)}"
+    message = str(context.get("error", first["msg"]))
+    if first["type"] != "value_error":
+        message = f"{message[:1].lower()}{message[1:]}"
+        message += "" if "discriminator" in context else f", not {first['input']!r:.60}"
+    return f"{key}: {message}" if key else message
 
 
-def _place(location: Sequence[int | str], value: Any) -> str:
-    """A location in `value` as a text; pydantic's also names the kinds of unions, which are no keys."""
-    parts: list[str] = []
-    for number, part in enumerate(location):
-        if isinstance(value, dict) and part not in value and number < len(location) - 1:
-            continue
-        parts.append(str(part))
-        inside = isinstance(value, list) or (isinstance(value, dict) and part in value)
-        value = cast(Any, value)[part] if inside else None
-    return ".".join(parts)
+def _keys_on_the_way(location: Sequence[int | str], value: Any) -> list[str]:
+    """The keys of `value` in a location of pydantic's, which also names the kinds of unions."""
+    keys: list[str] = []
+    for part in location:
+        if (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int)):
+            keys.append(str(part))
+            value = cast(Any, value)[part]
+    return keys
 
 
 def _nearest(name: str, kind: Any) -> str:

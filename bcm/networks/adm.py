@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bcm.networks.embeddings import Positional, TimeEmbedding
-from bcm.networks.unet import Block, UNet, UNetConfig
+from bcm.networks.unet import Block, Middle, UNet, UNetConfig
 from bcm.rng import Dropout
 from bcm.types import BCMError, Images, Labels, Times
 
@@ -91,7 +91,11 @@ class ADM(UNet):
             self.encoder.append(EncoderLevel(config, level, inputs, outputs))
             skips += [inputs] * (level > 0) + [outputs] * config.blocks
             inputs = outputs
-        self.middle = Middle(config)
+        self.middle = Middle(
+            ResidualBlock(config, inputs, inputs, config.resolutions[-1]),
+            Attention(inputs, config.head_channels, config.attention_norm),
+            ResidualBlock(config, inputs, inputs, config.resolutions[-1]),
+        )
         self.decoder = nn.ModuleList()
         for level, outputs in reversed(list(enumerate(config.channels))):
             level_skips = [skips.pop() for _ in range(config.blocks + 1)]
@@ -137,22 +141,6 @@ class EncoderLevel(nn.Module):
             h = attention(block(h, embedding))
             skips.append(h)
         return h
-
-
-class Middle(nn.Module):
-    """Residual block, attention, residual block at the lowest resolution."""
-
-    def __init__(self, config: ADMConfig) -> None:
-        """Make the layers."""
-        super().__init__()
-        channels, size = config.channels[-1], config.resolutions[-1]
-        self.block0 = ResidualBlock(config, channels, channels, size)
-        self.attention = Attention(channels, config.head_channels, config.attention_norm)
-        self.block1 = ResidualBlock(config, channels, channels, size)
-
-    def forward(self, h: Images, embedding: Tensor) -> Images:
-        """Map the features to features of the same shape."""
-        return self.block1(self.attention(self.block0(h, embedding)), embedding)
 
 
 class DecoderLevel(nn.Module):

@@ -90,7 +90,9 @@ class TimeEmbedding(nn.Module):
         self.dense1 = dense(self.size, self.size)
         self.end0 = dense(features.size, self.size) if projected else None
         self.end1 = dense(self.size, self.size) if projected else None
-        self.project = _ignore_second(self.size) if projected else None
+        self.project = nn.Linear(2 * self.size, self.size, bias=False) if projected else None
+        if self.project is not None:
+            nn.init.eye_(self.project.weight)  # [I, 0]
         self.label = nn.Embedding(classes, self.size) if classes else None
 
     def forward(self, t: Times, u: Times, label: Labels | None) -> Tensor:
@@ -110,13 +112,6 @@ class TimeEmbedding(nn.Module):
 
     def _featured(self, times: Times) -> Tensor:
         return self.features(times).to(self.dense0.weight.dtype)
-
-
-def _ignore_second(size: int) -> nn.Linear:
-    """The projection [I, 0] of two vectors of `size` to the first, without bias."""
-    layer = nn.Linear(2 * size, size, bias=False)
-    nn.init.eye_(layer.weight)
-    return layer
 
 
 def _checked(label: Labels | None, classes: int) -> Labels:

@@ -57,32 +57,23 @@ def smoothed(x: Images, taps: Tensor, *, stride: int, padding: int, upward: bool
     return y.to(x.dtype)
 
 
-class FIRDown(nn.Module):
-    """Halve the image size: smooth, then keep every second pixel."""
+class FIR(nn.Module):
+    """Halve the image size: smooth, then keep every second pixel; or double it.
 
-    def __init__(self) -> None:
+    Args:
+        upward: double the size: put zeros between the pixels, then smooth with four times the filter.
+    """
+
+    def __init__(self, *, upward: bool = False) -> None:
         """Make the filter."""
         super().__init__()
-        self.register_buffer("filter", fir_filter(), persistent=False)
+        self.upward = upward
+        self.register_buffer("filter", (4 if upward else 1) * fir_filter(), persistent=False)
         self.filter: Tensor
 
     def forward(self, x: Images) -> Images:
-        """Map (B, C, H, W) to (B, C, H/2, W/2)."""
-        return smoothed(x, self.filter, stride=2, padding=1)
-
-
-class FIRUp(nn.Module):
-    """Double the image size: put zeros between the pixels, then smooth with four times the filter."""
-
-    def __init__(self) -> None:
-        """Make the filter."""
-        super().__init__()
-        self.register_buffer("filter", 4 * fir_filter(), persistent=False)
-        self.filter: Tensor
-
-    def forward(self, x: Images) -> Images:
-        """Map (B, C, H, W) to (B, C, 2H, 2W)."""
-        return smoothed(x, self.filter, stride=2, padding=1, upward=True)
+        """Map (B, C, H, W) to (B, C, H/2, W/2), or to (B, C, 2H, 2W)."""
+        return smoothed(x, self.filter, stride=2, padding=1, upward=self.upward)
 
 
 class PyramidDown(nn.Module):
@@ -111,7 +102,7 @@ class PyramidSkip(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         """Make the filter and the convolution."""
         super().__init__()
-        self.down = FIRDown()
+        self.down = FIR()
         self.conv = conv(inputs, outputs, kernel=1)
 
     def forward(self, pyramid: Images, h: Images) -> tuple[Images, Images]:

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from bcm.networks.embeddings import Fourier, TimeEmbedding
 from bcm.networks.layers import (
+    FIR,
     Attention,
-    FIRDown,
-    FIRUp,
     PyramidDown,
     PyramidSkip,
     ResidualBlock,
@@ -19,7 +18,7 @@ from bcm.networks.layers import (
     conv,
     linear,
 )
-from bcm.networks.unet import UNet, UNetConfig
+from bcm.networks.unet import Middle, UNet, UNetConfig
 from bcm.types import BCMError, Images, Labels, Times
 
 
@@ -94,7 +93,11 @@ class NCSNpp(UNet):
             if level and config.progressive_input == "residual":
                 pyramid = inputs
             inputs = outputs
-        self.middle = Middle(inputs, self.embedding.size, config.dropout)
+        self.middle = Middle(
+            ResidualBlock(inputs, inputs, self.embedding.size, config.dropout),
+            Attention(inputs),
+            ResidualBlock(inputs, inputs, self.embedding.size, config.dropout),
+        )
         self.decoder = nn.ModuleList()
         for level, outputs in reversed(list(enumerate(config.channels))):
             level_skips = [skips.pop() for _ in range(config.blocks + 1)]
@@ -138,7 +141,7 @@ class EncoderLevel(nn.Module):
         """Make the layers of `level`."""
         super().__init__()
         mix = PyramidDown if config.progressive_input == "residual" else PyramidSkip
-        self.down = ResidualBlock(inputs, inputs, embedding, config.dropout, FIRDown()) if level else None
+        self.down = ResidualBlock(inputs, inputs, embedding, config.dropout, FIR()) if level else None
         self.pyramid = mix(pyramid, inputs) if level else None
         widths = [inputs] + [outputs] * config.blocks
         attend = config.resolutions[level] in config.attention
@@ -158,21 +161,6 @@ class EncoderLevel(nn.Module):
         return h, pyramid
 
 
-class Middle(nn.Module):
-    """Residual block, attention, residual block at the lowest resolution."""
-
-    def __init__(self, channels: int, embedding: int, dropout: float) -> None:
-        """Make the layers."""
-        super().__init__()
-        self.block0 = ResidualBlock(channels, channels, embedding, dropout)
-        self.attention = Attention(channels)
-        self.block1 = ResidualBlock(channels, channels, embedding, dropout)
-
-    def forward(self, h: Images, embedding: Tensor) -> Images:
-        """Map the features to features of the same shape."""
-        return self.block1(self.attention(self.block0(h, embedding)), embedding)
-
-
 class DecoderLevel(nn.Module):
     """Double the image (but for the lowest level), run the residual blocks on features and skips, then attention.
 
@@ -185,7 +173,7 @@ class DecoderLevel(nn.Module):
         """Make the layers of `level`; `skips` are the channels of the encoder outputs it reads."""
         super().__init__()
         lowest = level == len(config.channels) - 1
-        self.up = None if lowest else ResidualBlock(inputs, inputs, embedding, config.dropout, FIRUp())
+        self.up = None if lowest else ResidualBlock(inputs, inputs, embedding, config.dropout, FIR(upward=True))
         widths = [inputs] + [outputs] * config.blocks
         self.blocks = nn.ModuleList(
             ResidualBlock(width + skip, outputs, embedding, config.dropout)
@@ -195,7 +183,7 @@ class DecoderLevel(nn.Module):
         self.attention = Attention(outputs) if attend else nn.Identity()
         shown = level == 0 or config.progressive == "output_skip"
         self.image = ToImage(outputs, config.image_channels) if shown else None
-        self.enlarge = FIRUp()
+        self.enlarge = FIR(upward=True)
 
     def forward(
         self, h: Images, image: Images | None, skips: list[Tensor], embedding: Tensor

@@ -1,11 +1,11 @@
-"""What the U-Nets of this package share: the common part of their configuration, and activation checkpointing."""
+"""What the U-Nets of this package share: part of their configuration, their middle, activation checkpointing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from bcm.rng import Dropout
@@ -109,6 +109,21 @@ class Block(nn.Module):
         # Compiled code has taken the masks as its inputs, and may not change attributes.
         function = run if torch.compiler.is_compiling() else again
         return cast(Any, checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=drawn))
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block at the lowest resolution."""
+
+    def __init__(self, block0: Block, attention: Block, block1: Block) -> None:
+        """Take the layers."""
+        super().__init__()
+        self.block0 = block0
+        self.attention = attention
+        self.block1 = block1
+
+    def forward(self, h: Images, embedding: Tensor) -> Images:
+        """Map the features to features of the same shape."""
+        return self.block1(self.attention(self.block0(h, embedding)), embedding)
 
 
 class UNet(nn.Module):

@@ -8,7 +8,15 @@ import pytest
 import torch
 from small import CONFIG, NETWORK, SCHEDULE, batches, start, trained, weights
 
-from bcm.checkpoint import INDEX, attachment, load_checkpoint, load_model, save_checkpoint
+from bcm.checkpoint import (
+    INDEX,
+    attachment,
+    load_checkpoint,
+    load_model,
+    local_index,
+    save_checkpoint,
+    verify_files,
+)
 from bcm.networks import NCSNppConfig, build_network
 from bcm.precond import BCM
 from bcm.training import TrainState, fit, train_step
@@ -86,11 +94,26 @@ def test_model_for_inference_has_the_averaged_weights(tmp_path: Path):
 @pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "notes.json"])
 def test_damaged_checkpoints_are_refused(tmp_path: Path, name: str):
     save_checkpoint(tmp_path, start(), NETWORK, {"notes.json": b"{}"})
+    verify_files(tmp_path)
     path = tmp_path / name
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(BCMError, match=f"{name} is missing or does not match"):
-        load_checkpoint(tmp_path, start(), NETWORK)
-        attachment(tmp_path, name)
+    readers = [lambda: verify_files(tmp_path), lambda: attachment(tmp_path, name)]
+    if name != "notes.json":
+        readers.append(lambda: load_checkpoint(tmp_path, start(), NETWORK))
+    for read in readers:
+        with pytest.raises(BCMError, match=f"{name} is missing or does not match"):
+            read()
+
+
+def test_the_index_of_a_model_for_inference_names_one_average_alone(tmp_path: Path):
+    state = start(config=replace(CONFIG, ema_rates=(0.9, 0.5)))
+    save_checkpoint(tmp_path, state, NETWORK, {"notes.json": b"{}"})
+    index = local_index(tmp_path)
+    for rate, name in ((None, "ema.safetensors"), (0.9, "ema.safetensors"), (0.5, "ema1.safetensors")):
+        alone = index.for_inference(rate)
+        assert alone.files == {"ema.safetensors": index.files[name]} and alone.ema_rates == ()
+    with pytest.raises(BCMError, match=r"holds no ema1\.safetensors"):
+        replace(index, files={"ema.safetensors": index.files["ema.safetensors"]}).for_inference(0.5)
 
 
 def test_unfinished_and_foreign_checkpoints_are_refused(tmp_path: Path):

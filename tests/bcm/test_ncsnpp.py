@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from bcm.networks import NCSNpp, NCSNppConfig
 from bcm.networks.embeddings import Fourier
-from bcm.networks.layers import FIRDown, FIRUp
+from bcm.networks.layers import FIR
 from bcm.rng import Dropout, shared_dropout
 from bcm.types import BCMError
 
@@ -105,7 +105,8 @@ def test_output_has_the_shape_of_the_images_and_starts_near_zero(config: NCSNppC
 def test_initial_weights_have_the_published_spread() -> None:
     torch.manual_seed(0)
     net = NCSNpp(tiny(width=64))
-    block, attention = net.middle.block0, net.middle.attention
+    middle: Any = net.middle
+    block, attention = middle.block0, middle.attention
     # Xavier uniform: variance 2 / (fan in + fan out), times the layer's scale.
     expected = {
         block.conv0: 2 / (9 * (128 + 128)),
@@ -234,13 +235,13 @@ def test_input_skip_adds_smaller_copies_of_the_input_and_output_skip_sums_larger
     output = net(x, t, u)
     copy, sum_of_images = x, torch.zeros(3, 1, 1, 1)
     for level in net.encoder[1:]:
-        copy = FIRDown()(copy)
+        copy = FIR()(copy)
         (before, features), (after, mixed) = seen[level.pyramid]
         assert features is seen[level.down][1] and before.shape[-1] == 2 * after.shape[-1]
         torch.testing.assert_close(after, copy)
         torch.testing.assert_close(mixed, features + level.pyramid.conv(copy))
     for level in net.decoder:
-        larger = FIRUp()(sum_of_images) if sum_of_images.shape[-1] > 1 else 0
+        larger = FIR(upward=True)(sum_of_images) if sum_of_images.shape[-1] > 1 else 0
         sum_of_images = level.image.conv(functional.silu(level.image.norm(seen[level.image][0][0]))) + larger
     torch.testing.assert_close(output, sum_of_images)
 
@@ -253,9 +254,9 @@ def test_resampling_is_the_filter_of_four_taps() -> None:
         for tap in range(4):
             if 0 <= 2 * output + tap - 1 < 8:
                 down[output, 2 * output + tap - 1] = taps[tap]
-    torch.testing.assert_close(FIRDown().double()(x), down @ x @ down.T)
+    torch.testing.assert_close(FIR().double()(x), down @ x @ down.T)
     small = x[:, :, :4, :4]
-    torch.testing.assert_close(FIRUp().double()(small), (2 * down.T) @ small @ (2 * down))
+    torch.testing.assert_close(FIR(upward=True).double()(small), (2 * down.T) @ small @ (2 * down))
     # Inside the image, a constant stays a constant.
-    assert torch.allclose(FIRDown()(torch.ones(1, 2, 8, 8))[..., 1:-1, 1:-1], torch.ones(()))
-    assert torch.allclose(FIRUp()(torch.ones(1, 2, 8, 8))[..., 1:-1, 1:-1], torch.ones(()))
+    assert torch.allclose(FIR()(torch.ones(1, 2, 8, 8))[..., 1:-1, 1:-1], torch.ones(()))
+    assert torch.allclose(FIR(upward=True)(torch.ones(1, 2, 8, 8))[..., 1:-1, 1:-1], torch.ones(()))
