@@ -185,7 +185,7 @@ def scores(world: World) -> dict[str, Any]:
         (wider, "{checkpoint}/ema.safetensors does not fit the network"),
         (
             of_unknown_kind,
-            "{checkpoint}/checkpoint.json: network: input tag 'unet' found using 'kind' does not match",
+            "{checkpoint}/checkpoint.json: network.kind: input tag 'unet' found using 'kind' does not match",
         ),
         (with_cut_index, "{checkpoint}/checkpoint.json: not valid JSON"),
         (unfinished, "has no finished checkpoint yet"),
