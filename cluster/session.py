@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import signal
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial

@@ -192,7 +192,7 @@ def scores(world: World) -> dict[str, Any]:
         (without_weights, "{checkpoint}/ema.safetensors is missing or does not match the SHA-256"),
         (with_cut_schedules, "{run}/schedules.json: not valid JSON"),
         (with_a_list_of_schedules, "{run}/schedules.json: input should be an object, not [1, 2] Remove that file"),
-        (with_disordered_schedules, "{run}/schedules.json: sample-2: ancestral: time 80 after 90 is out of order"),
+        (with_disordered_schedules, "{run}/schedules.json: sample-2: ancestral: time 80.0 after 90.0 is out of order"),
         (with_misnamed_schedules, "schedule 'sample-7' holds "),
         (with_cut_record, "{run}/run.json: not valid JSON"),
         (with_another_record, "{run}/run.json: missing key 'storage'. It is damaged, or of another version"),
