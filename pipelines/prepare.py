@@ -1,17 +1,14 @@
 """`python -m pipelines.prepare NAME --source URL --to URL`: images into WebDataset shards; also `verify`, `inspect`."""
 
 import io
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from cluster.tasks import in_parallel
 from data import store
@@ -20,10 +17,7 @@ from data.errors import DataError
 from data.manifest import Manifest, load_manifest
 from data.prepare import Choices, audit, prepare
 from data.prepare.pack import SAMPLES_PER_SHARD
-from pipelines.cli import Positional, durable, parse, run_command
-
-_LINE_SECONDS = 10.0
-_BAR = 40
+from pipelines.cli import Bar, Positional, durable, parse, run_command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,40 +69,6 @@ class InspectOptions:
     """Picture to write: 100 images of each split."""
 
 
-def describe(manifest: Manifest, url: str) -> str:
-    """One line a split."""
-    lines = [f"{manifest.name} at {url} (manifest {manifest.sha256[:12]})"]
-    for split, part in manifest.splits.items():
-        megabytes = sum(shard.bytes for shard in part.shards) / 1e6
-        lines.append(f"  {split:6s} {part.count:>7,} images in {len(part.shards)} shards, {megabytes:.1f} MB")
-    return "\n".join(lines)
-
-
-class Bar:
-    """A progress bar on a terminal; elsewhere a line now and then."""
-
-    def __init__(self, unit: str) -> None:
-        """Draws nothing until something is done."""
-        self._unit = unit
-        self._bars: dict[str, tqdm[Any]] = {}
-        self._told = 0.0
-
-    def __call__(self, title: str, done: int, total: int) -> None:
-        """`done` of `total` are done."""
-        if sys.stderr.isatty():
-            if title not in self._bars:
-                self._bars[title] = tqdm(desc=title, total=total, unit=self._unit, position=len(self._bars))
-            self._bars[title].update(done - self._bars[title].n)
-        elif done == total or time.monotonic() > self._told + _LINE_SECONDS:
-            self._told = time.monotonic()
-            print(f"{title} {done}/{total}", flush=True)
-
-    def close(self) -> None:
-        """Leaves the cursor below the bars."""
-        for bar in self._bars.values():
-            bar.close()
-
-
 def write(options: PrepareOptions) -> None:
     """Prepare a set."""
     known = DATASETS.get(options.name)
@@ -130,76 +90,44 @@ def write(options: PrepareOptions) -> None:
         return
     # A CIFAR-10 archive is unpacked here, wherever it comes from.
     here = options.name == "cifar10" or store.is_local(to) or (source is not None and store.is_local(source))
-    bar = Bar("images")
-    try:
-        run = partial(in_parallel, here=here, user_error=DataError)
+    run = partial(in_parallel, here=here, user_error=DataError)
+    with closing(Bar("images")) as bar:
         manifest = prepare(options.name, source, to, choices=choices, progress=bar, run=run)
-    finally:
-        bar.close()
-    print(describe(manifest, to))
+    print(audit.describe(manifest, to))
 
 
-def _seen(url: str, manifest: Manifest, keep: int | None) -> Iterator[audit.Seen]:
-    """All shards of a set, in the order in which they are read."""
-    looks = audit.looks(manifest, keep or 0)
-    call = partial(audit.see, url=url, facts=audit.without_shards(manifest), decode=keep is not None)
-    bar = Bar("shards")
-    try:
-        for number, seen in enumerate(
-            in_parallel(call, looks, here=store.is_local(manifest.place(url)), user_error=DataError), start=1
-        ):
-            bar("shards", number, len(looks))
-            yield seen
-    finally:
-        bar.close()
-
-
-def _require_sound(url: str, problems: Sequence[str]) -> None:
-    if problems:
-        listed = "\n  ".join(problems)
-        raise DataError(f"{len(problems)} shards of {url} are not as its manifest says:\n  {listed}")
+def _examined(url: str, manifest: Manifest, keep: int | None) -> list[audit.Examined]:
+    """All shards of a set, in the order in which they were read."""
+    run = partial(in_parallel, here=store.is_local(manifest.place(url)), user_error=DataError)
+    with closing(Bar("shards")) as bar:
+        return list(audit.examined(url, manifest, keep, run, partial(bar, "shards")))
 
 
 def verify(options: VerifyOptions) -> None:
     """Check a set."""
     url = durable(options.url, "URL")
     manifest = load_manifest(url)
-    _require_sound(url, sorted(seen.problem for seen in _seen(url, manifest, None) if seen.problem))
-    print(f"{describe(manifest, url)}\nevery byte is as the manifest says")
+    audit.require_sound(url, sorted(found.problem for found in _examined(url, manifest, None) if found.problem))
+    print(f"{audit.describe(manifest, url)}\nevery byte is as the manifest says")
 
 
 def inspect(options: InspectOptions) -> None:
     """Describe a set."""
     url = durable(options.url, "URL")
     manifest = load_manifest(url)
-    found = sorted(_seen(url, manifest, 100), key=lambda seen: (seen.look.split, seen.look.shard.path))
-    _require_sound(url, [seen.problem for seen in found if seen.problem])
-    print(describe(manifest, url))
+    shards = sorted(_examined(url, manifest, 100), key=lambda found: (found.split, found.shard.path))
+    audit.require_sound(url, [found.problem for found in shards if found.problem])
+    print(audit.describe(manifest, url))
     size = f"{manifest.resolution}x{manifest.resolution}, {manifest.channels} channels"
     print(f"{size}; mirroring {'allowed' if manifest.flip else 'not allowed'}; {len(manifest.class_names)} classes")
     for split in manifest.splits:
-        counts = np.sum([seen.labels for seen in found if seen.look.split == split], axis=0)
-        print(histogram(split, manifest.class_names, counts))
-    images = [image for seen in found for image in seen.images]
+        counts = np.sum([found.labels for found in shards if found.split == split], axis=0)
+        print(audit.histogram(split, manifest.class_names, counts))
+    images = [image for found in shards for image in found.images]
     buffer = io.BytesIO()
     Image.fromarray(audit.contact_sheet(images, columns=20)).save(buffer, format="PNG")
     store.write_bytes(options.out, buffer.getvalue())
     print(f"{len(images)} images in {options.out}")
-
-
-def histogram(split: str, names: Sequence[str], counts: NDArray[np.int64]) -> str:
-    """A bar for each class of a split; of many classes only the 10 least and the 10 most frequent."""
-    order = list(range(len(names)))
-    title = f"{split}: images of each class"
-    if len(names) > _BAR:
-        ranked = sorted(order, key=lambda label: (counts[label], label))
-        order, title = ranked[:10] + ranked[-10:], f"{split}: the 10 rarest and the 10 most frequent classes"
-    width = max(len(names[label]) for label in order)
-    lines = [
-        f"  {names[label]:{width}s} {counts[label]:>9,} {'#' * round(_BAR * counts[label] / max(1, counts.max()))}"
-        for label in order
-    ]
-    return "\n".join([title, *lines])
 
 
 _FORMS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
