@@ -174,7 +174,7 @@ def _describe_tars(name: str, source: Source, to: str, choices: Choices, run: Ru
         resolution=resolution,
         channels=channels,
         class_names=known.class_names if known and len(known.class_names) >= len(classes) else classes,
-        flip=known.flip if known else bool(choices.flip),
+        flip=known.flip if known else choices.flip,
         splits={
             split: SplitManifest(count=sum(shard.count for shard in found), shards=tuple(found))
             for split, found in shards.items()

@@ -127,6 +127,17 @@ def describe(manifest: Manifest, url: str) -> str:
     return "\n".join(lines)
 
 
+def report(manifest: Manifest, url: str, shards: Sequence[Examined]) -> str:
+    """What is in a set: splits, form of the images, and a histogram of each split."""
+    flip = "allowed" if manifest.flip else "not allowed"
+    size = f"{manifest.resolution}x{manifest.resolution}, {manifest.channels} channels"
+    lines = [describe(manifest, url), f"{size}; mirroring {flip}; {len(manifest.class_names)} classes"]
+    for split in manifest.splits:
+        counts = np.sum([shard.labels for shard in shards if shard.split == split], axis=0)
+        lines.append(histogram(split, manifest.class_names, counts))
+    return "\n".join(lines)
+
+
 def histogram(split: str, names: Sequence[str], counts: NDArray[np.int64]) -> str:
     """A bar for each class of a split; of many classes only the 10 least and the 10 most frequent."""
     order = list(range(len(names)))

@@ -24,18 +24,18 @@ class Choices:
     """What the user may decide. None takes what the catalog says, or what is usual.
 
     Attributes:
-        resolution: Height and width; needed for a set that the catalog does not know.
-        channels: 1 (grey) or 3 (RGB); usually 3.
-        flip: Whether mirrored images may be trained on; usually not.
-        encoding: "raw", "png" or "webp".
-        held_out: Size of the test split where the source marks none; usually a tenth, at most 1,000.
-        samples_per_shard: Samples in each shard but the last of each stretch of the source.
-        rewrite: Of an existing WebDataset, write new shards rather than describe those there are.
+        resolution: Height and width; needed for images of your own, which are cropped to their centre and resized.
+        channels: 1 (grey) or 3 (RGB) for images of your own, by default 3.
+        flip: Training may mirror images of your own; the catalog knows it of its sets.
+        encoding: raw, png or webp, all without loss; by default raw up to 64 px and webp above.
+        held_out: Images for the test split where the source marks none; by default a tenth, at most 1,000.
+        samples_per_shard: Images in a shard.
+        rewrite: Crop and resize an existing WebDataset into new shards, rather than describe its tars as they are.
     """
 
     resolution: int | None = None
     channels: int | None = None
-    flip: bool | None = None
+    flip: bool = False
     encoding: str | None = None
     held_out: int | None = None
     samples_per_shard: int = SAMPLES_PER_SHARD
@@ -82,8 +82,11 @@ def check_name(name: str, choices: Choices, *, own_size: bool = False) -> None:
         if not _NAME.fullmatch(name):
             raise DataError(f"the name {name!r} must be of a-z, 0-9, '.', '_' and '-'")
         return
-    for option, fact in (("resolution", known.resolution), ("channels", known.channels), ("flip", known.flip)):
-        chosen = getattr(choices, option)
+    for option, fact, chosen in (
+        ("resolution", known.resolution, choices.resolution),
+        ("channels", known.channels, choices.channels),
+        ("flip", known.flip, choices.flip or None),
+    ):
         if chosen not in (None, fact):
             raise DataError(f"{name} has {option} {fact}, not {chosen}: leave that out, or choose a name of your own")
 
@@ -189,7 +192,7 @@ def _layout(
         name=name,
         form=Form(resolution=resolution, channels=channels, encoding=encoding),
         class_names=names,
-        flip=known.flip if known else bool(choices.flip),
+        flip=known.flip if known else choices.flip,
         ranges=tuple(
             shards for split in stretches for shards in shard_ranges(split, stretches[split], choices.samples_per_shard)
         ),
