@@ -222,3 +222,5 @@ def test_only_a_complete_text_need_name_what_has_a_default():
 def test_the_reader_chooses_the_error():
     with pytest.raises(KeyError, match="here: flag: input should be a valid boolean, not 'no'"):
         strict.read(Outer, '{"inner": [], "flag": "no"}', "here", KeyError)
+    with pytest.raises(KeyError, match="here: missing key 'flag'"):
+        strict.read(Outer, '{"inner": []}', "here", KeyError, complete=True)
