@@ -92,6 +92,7 @@ OF_INDEX = [
     Wrong("files", {"ema.safetensors": "abc"}, "files: 'ema.safetensors' with SHA-256 'abc' is no file beside"),
     Wrong("files", {"../ema.safetensors": SHA256}, "files: '../ema.safetensors' with SHA-256"),
     Wrong("files", {"/tmp/ema.safetensors": SHA256}, "files: '/tmp/ema.safetensors' with SHA-256"),
+    Wrong("files", {"a/../../ema.safetensors": SHA256}, "files: 'a/../../ema.safetensors' with SHA-256"),
     Wrong("files", {"..": SHA256}, "files: '..' with SHA-256"),
     Wrong("files", {"": SHA256}, "files: '' with SHA-256"),
     Wrong("k", -1, "k=-1, skipped=2"),
