@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OURS = ("bcm", "cluster", "data", "pipelines")
 
 
-class Seen(Exception):
+class ReachedError(Exception):
     """The loss was reached."""
 
 
@@ -37,7 +37,7 @@ def frames(folder: Path) -> list[str]:
             path = Path(frame.filename)
             if path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] in OURS:
                 stack.append(f"{path.relative_to(ROOT)}: {frame.name}")
-        raise Seen
+        raise ReachedError
 
     def local(_: object) -> Any:
         from ray.train import ScalingConfig
@@ -51,7 +51,7 @@ def frames(folder: Path) -> list[str]:
     sys.argv = ["train", "digits", "--smoke", "--storage", str(folder / "runs"), "--data", str(folder / "data")]
     try:
         run_command(train.main)
-    except Seen:
+    except ReachedError:
         return [*stack, "bcm/losses.py: bct_loss"]
     raise AssertionError("the loss was never computed")
 

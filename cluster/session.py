@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -58,7 +59,7 @@ def is_given() -> bool:
 
 @contextmanager
 def connect(*, cpus: int | None = None, worker_logs: bool = True) -> Iterator[None]:
-    """Connect this process to Ray for the length of the block.
+    """Connect this process to Ray for the length of the block; inside such a block it changes nothing.
 
     Inside a Ray job, and where RAY_ADDRESS names a cluster, it connects to that one. Otherwise it starts a private Ray
     on this machine and ends it with the block, also on Ctrl-C and SIGTERM; then no process and no file of it is left.
@@ -71,6 +72,9 @@ def connect(*, cpus: int | None = None, worker_logs: bool = True) -> Iterator[No
     Raises:
         ClusterError: RAY_ADDRESS names no cluster that answers.
     """
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        yield
+        return
     given = is_given()
     defaults = DRIVER_ENV if given else DRIVER_ENV | _PRIVATE_ENV
     with (

@@ -220,6 +220,8 @@ def read_record(kind: type[T], text: str | bytes) -> T:
             raise DataError(f"unknown key {key!r}") from None
         if first["type"].startswith("missing"):
             raise DataError(f"missing key {key!r}") from None
+        if not key:
+            raise DataError(first["msg"].lower()) from None
         raise DataError(f"{key}: {first['msg'].lower()}, not {first['input']!r:.60}") from None
 
 

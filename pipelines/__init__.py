@@ -1,1 +1,1 @@
-"""The jobs: each module is one command, `python -m pipelines.NAME --help`."""
+"""The commands, `python -m pipelines.NAME --help`, and the rooms behind them, from training to figures."""

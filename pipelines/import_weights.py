@@ -77,16 +77,17 @@ def main(argv: Sequence[str]) -> None:
     if options.dry_run:
         print(f"{describe(toolkit, origin)}\nwould write it to {to}, with {', '.join(toolkit.schedules)}")
         return
-    with tempfile.TemporaryDirectory(prefix="bcm-import-") as folder:
-        save_toolkit(Path(folder), toolkit, {ORIGIN: json.dumps(strict.dump(origin), indent=1).encode()})
-        upload(Path(folder), to)
+    with tempfile.TemporaryDirectory(prefix="bcm-import-") as parent:
+        folder = Path(parent) / "checkpoint"
+        save_toolkit(folder, toolkit, {ORIGIN: json.dumps(strict.dump(origin), indent=1).encode()})
+        upload(folder, to)
         print(
             f"wrote {to}, a model of objective {origin.objective}; left out: {', '.join(origin.left_out) or 'nothing'}"
         )
         if options.register:
             tags = {"imported": to, "sha256": origin.sha256}
             uri = client.resolve_uri("runs")
-            registered = registry.register(uri, name=options.register, folder=Path(folder), scores={}, tags=tags)
+            registered = registry.register(uri, name=options.register, folder=folder, scores={}, tags=tags)
             print(f"{registered.name} version {registered.version}: {registered.reason}")
 
 

@@ -114,7 +114,7 @@ LISTED: list[tuple[Spoil, str]] = [
 """What shows without reading a shard."""
 READ: list[tuple[Spoil, str]] = [
     (with_damaged_shard, "{data}/train-000001.tar is damaged: its "),
-    (with_a_large_image, "{data}/train-000000.tar: sample large: the image is 9x9 with 1 channels, but the manifest"),
+    (with_a_large_image, "{data}/train-000000.tar: sample large00: the image is 9x9 with 1 channels, but the manifest"),
 ]
 """What shows when the shards are read."""
 REMEDIES = ("python -m pipelines.prepare", "write it again", "write the set again", "write the whole set again")

@@ -36,7 +36,7 @@ def test_the_documents_name_only_commands_and_files_that_exist():
 
 
 @cache
-def tests_in(path: Path) -> set[str]:
+def names_of_tests(path: Path) -> set[str]:
     """Names of the tests in a file; of a file that does not exist, none."""
     if not path.is_file():
         return set()
@@ -54,7 +54,7 @@ def test_every_test_that_a_document_names_exists(document: Path):
     for name in named(document.read_text()):
         path, _, test = name.partition("::")
         file = ROOT / path if path.startswith("tests/") else ROOT / "tests" / path
-        if not file.is_file() or (test and test not in tests_in(file)):
+        if not file.is_file() or (test and test not in names_of_tests(file)):
             missing.append(name)
     assert missing == []
 

@@ -1,5 +1,6 @@
 """A run's checkpoints in storage: which are whole, which is the newest, and the files of one on this machine."""
 
+import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -69,16 +70,17 @@ def index_of(checkpoint: str) -> Index:
 @contextmanager
 def local_copy(checkpoint: str, names: Callable[[Index], Iterable[str]]) -> Iterator[Path]:
     """A local folder with the index of the checkpoint at a URL and those of its files that `names` chooses."""
-    with tempfile.TemporaryDirectory(prefix="bcm-checkpoint-") as folder:
+    with tempfile.TemporaryDirectory(prefix="bcm-") as parent:
+        folder = Path(parent) / "checkpoint"
         try:
-            store.fetch(store.join(checkpoint, INDEX), None, None, Path(folder) / INDEX)
-            for name in names(local_index(Path(folder))):
+            store.fetch(store.join(checkpoint, INDEX), None, None, folder / INDEX)
+            for name in names(local_index(folder)):
                 if store.exists(url := store.join(checkpoint, name)):
-                    store.fetch(url, None, None, Path(folder) / name)
-            yield Path(folder)
+                    store.fetch(url, None, None, folder / name)
+            yield folder
         except BCMError as error:
             # The copy is gone when somebody reads the message.
-            raise BCMError(str(error).replace(folder, checkpoint)) from error
+            raise BCMError(str(error).replace(str(folder), checkpoint)) from error
 
 
 def is_whole(checkpoint: str) -> bool:
@@ -112,5 +114,5 @@ def inference_copy(
             with suppress(FileNotFoundError):
                 (folder / index.average(ema_rate)).rename(folder / name)
         write_index(folder, alone)
-        store.write_json(str(folder / SCHEDULES), dump_schedules(schedules))
+        (folder / SCHEDULES).write_text(json.dumps(dump_schedules(schedules), indent=1))
         yield folder

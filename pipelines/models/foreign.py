@@ -116,7 +116,8 @@ def network_for(
 ) -> NetworkConfig:
     """The network that weights are taken for: the one given, or what the tensors show, with the fields in `options`."""
     settings = {name: _value(value) for name, _, value in (text.partition("=") for text in options)}
-    known = network or infer_network(tensors, source, settings.get("resolution"))
+    resolution = settings.get("resolution")
+    known = network or infer_network(tensors, source, resolution if isinstance(resolution, int) else None)
     entry: dict[str, Any] = strict.dump(known)
     for name in settings:
         if name not in entry:

@@ -30,7 +30,6 @@ CHAMPION = "champion"
 CHAMPION_SCORES = ("frechet_ratio_nfe1", "mse_nfe4")
 """The scores that decide the champion, lower is better."""
 
-_MODEL = "checkpoint"
 _SCORE_TAG = "score."
 _REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch")
 
@@ -101,7 +100,8 @@ def load(uri: str, reference: str) -> "PyFuncModel":
 def toolkit_of(uri: str, reference: str, device: str = "cpu") -> Toolkit:
     """Weights and schedules of the model that `reference` names; none of its code is run."""
     with tempfile.TemporaryDirectory() as folder:
-        return load_toolkit(_download(uri, reference, f"artifacts/{_MODEL}", folder), device)
+        (model,) = _download(uri, reference, "artifacts", folder).iterdir()
+        return load_toolkit(model, device)
 
 
 def _save_pyfunc(path: Path, checkpoint: Path, mlflow_model: "Model") -> None:

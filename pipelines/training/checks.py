@@ -83,8 +83,6 @@ def checked(
     """
     if config.finetunes and initial is None and resume is None:
         raise ConfigError(f"recipe {config.recipe} starts from a trained network of one time: give it by --init MODEL.")
-    if initial is not None and not config.finetunes:
-        raise ConfigError(f"recipe {config.recipe} trains from scratch; leave --init out.")
     manifest = _manifest(config, data)
     shuffle = shuffle_of(manifest, "train", config.window)
     config = replace(config, window=shuffle.window)
@@ -167,6 +165,8 @@ def idle_state(model: BCM, config: Config) -> TrainState:
 
 def open_initial(source: str, config: Config, ema_rate: float | None = None) -> Initial:
     """The averaged weights of the consistency model at `source`, made bidirectional; they must fit the recipe."""
+    if not config.finetunes:
+        raise ConfigError(f"recipe {config.recipe} trains from scratch; leave --init out.")
     origin = model_at(source)
     toolkit = origin.open(ema_rate=ema_rate)
     if toolkit.denoiser:

@@ -79,8 +79,8 @@ def launch(training: Training) -> Run:
 
 def _continued(training: Training) -> Run:
     assert training.resumed
-    client.continue_run(training.tracking_uri, training.resumed.mlflow_run)
     forget_damaged_record(training.resumed.url)
+    client.continue_run(training.tracking_uri, training.resumed.mlflow_run)
     return training.resumed
 
 

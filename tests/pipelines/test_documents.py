@@ -136,4 +136,4 @@ def test_the_notebook_is_kept_without_outputs_and_says_how_to_go_on():
     assert not any(cell["outputs"] or cell["execution_count"] for cell in notebook["cells"] if "outputs" in cell)
     (line,) = re.findall(r"`(\.venv/bin/python -m pipelines[^`]*)`", cells("markdown")[-1])
     assert line in shown_commands()
-    assert shlex.split(line)[3] == re.findall(r'open_model\("([^"]+)"\)', "\n".join(cells("code")))[0]
+    assert shlex.split(line)[3] == re.findall(r'model_at\("([^"]+)"\)', "\n".join(cells("code")))[0]

@@ -265,11 +265,9 @@ def test_each_recipe_says_whether_it_wants_a_model_to_start_from(
     command: Command, finetune: Callable[..., Outcome], saved: Make, place: Place
 ):
     error = finetune().error
-    assert (
-        f"starts from a trained network of one time: python -m pipelines.train {FINETUNE}-smoke --init MODEL" in error
-    )
-    error = command("train", "digits-ict", "--smoke", "--data", str(place.root / "data"), "--init", saved()).error
-    assert "recipe digits-ict-smoke trains from scratch; leave --init out" in error
+    assert f"recipe {FINETUNE}-smoke starts from a trained network of one time: give it by --init MODEL" in error
+    error = command("train", "digits", "--smoke", "--data", str(place.root / "data"), "--init", saved()).error
+    assert "recipe digits-smoke trains from scratch; leave --init out" in error
     assert "leave --init out" in finetune("--resume", "x", "--init", "y").error
     assert "the recipe comes before --init" in command("train", "--init", "x").error
 

@@ -355,4 +355,4 @@ def test_an_imported_model_is_registered_at_once_or_with_its_scores(command: Com
 def test_a_damaged_import_is_named(command: Command, file: Path):
     to = imported(command, file)
     (Path(to) / INDEX).write_text('{"k": 0}')
-    assert f"{to}/{INDEX} is damaged" in command("register", to, "--name", "x").error
+    assert f"{to}/{INDEX}: missing key 'network'" in command("register", to, "--name", "x").error

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from made import Whole, cached_split, write_split
-from pipelines.evaluation.scoring import FEATURES, moments_of, pixels
 from world import World
 
 from bcm import inference
@@ -22,6 +21,10 @@ from data.cache import default_cache_dir
 from data.manifest import Manifest, load_manifest
 from data.prepare.pack import Sample
 from pipelines.evaluate import EvaluateOptions, evaluate
+from pipelines.evaluation import shards
+from pipelines.evaluation.features import FEATURES, as_images, pixels
+from pipelines.evaluation.reference import Reference, moments_of, reference
+from pipelines.evaluation.scores import Score
 from pipelines.models.source import model_at
 from pipelines.recipes import recipe
 from pipelines.register import RegisterOptions, register

@@ -45,7 +45,7 @@ def test_all_draws_every_nfe_in_order_and_inverts_where_the_model_does():
     ict = random_toolkit(CONSISTENCY_CIFAR10, times=1)
     assert steps_to_draw(ict, "all") == list(CONSISTENCY_CIFAR10.values())
     with pytest.raises(BCMError, match="denoiser"):
-        steps_to_draw(replace(ict, denoiser=True), "all")
+        steps_to_draw(replace(ict, objective="edm"), "all")
 
 
 def test_new_images_have_the_class_asked_for_or_that_of_their_seed():

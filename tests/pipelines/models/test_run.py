@@ -86,7 +86,8 @@ def test_a_record_with_a_value_of_another_kind_is_refused(world: World, key: str
 
 
 def test_only_the_scaling_may_change_when_a_run_is_resumed(world: World):
-    run, config = runs.read_run(str(world.run)), recipe("digits", smoke=True)
+    run = runs.read_run(str(world.run))
+    config = run.config
     check_same(run, replace(config, scaling=replace(config.scaling, workers=4, cpus_per_worker=2)), run.manifest_sha256)
     with pytest.raises(ConfigError) as raised:
         other = replace(config, train=replace(config.train, seed=1), network=replace(config.network, attention=(8,)))
