@@ -21,12 +21,11 @@ from data.prepare import prepare
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def touched(folder: Path) -> set[tuple[str, str]]:
-    """Module and name of each function."""
-    prepare("digits", None, str(folder / "set"), tell=lambda _: None)
-    manifest = load_manifest(str(folder / "set"))
+def touched(url: str, cache_dir: Path) -> set[tuple[str, str]]:
+    """Module and name of each function that two batches of a set of at least 256 images touch, the cache being empty."""
+    manifest = load_manifest(url)
     loader = Loader(
-        cache=ShardCache(str(folder / "set"), manifest, "train", folder / "cache"),
+        cache=ShardCache(url, manifest, "train", cache_dir),
         shuffle=shuffle_of(manifest, "train"),
         batch_size=128,
         seed=0,
@@ -55,7 +54,8 @@ def touched(folder: Path) -> set[tuple[str, str]]:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
-        calls = touched(Path(name))
+        prepare("digits", None, f"{name}/set", tell=lambda _: None)
+        calls = touched(f"{name}/set", Path(name, "cache"))
     modules = sorted({module for module, _ in calls})
     print(f"a batch touches {len(calls)} functions in {len(modules)} modules: {', '.join(modules)}")
     if "--list" in sys.argv:

@@ -96,9 +96,10 @@ class ShardCache:
         self._decoded = bool(pixels.sum() <= max(self.budget, tars.sum()))
         self.sizes = (pixels if self._decoded else tars) + 8 * counts + _HASH_BYTES
         """Bytes that each shard takes, int64 of shape (shards,)."""
-        if (needed := LEAST_SHARDS * int(self.sizes.max())) > self.budget and len(self._shards) >= LEAST_SHARDS:
+        if (needed := int(np.sort(self.sizes)[-LEAST_SHARDS:].sum())) > self.budget:
+            least = min(LEAST_SHARDS, len(self._shards))
             raise DataError(
-                f"a cache of {self.budget} bytes is too small for {manifest.name!r}: {LEAST_SHARDS} of its shards must "
+                f"a cache of {self.budget} bytes is too small for {manifest.name!r}: its {least} largest shards must "
                 f"fit. Set {BUDGET_VARIABLE} to {needed} or more."
             )
         self._open: dict[int, Taken] = {}
@@ -148,17 +149,16 @@ class ShardCache:
 
     def content(self, number: int) -> Taken:
         """Pixels (n, C, H, W) or the tar's bytes, and labels, of a shard that is in the cache from now on."""
-        now = time.monotonic()
-        if number in self._open and now < self._looked[number] + _LOOK_SECONDS:
-            return self._open[number]
+        now, opened = time.monotonic(), self._open.get(number)
+        if opened is not None and now < self._looked[number] + _LOOK_SECONDS:
+            return opened
         if now > self._pruned + _LOOK_SECONDS:
             self._pruned = now
             for other in list(self._open):
                 if not self._paths[other].exists():
                     self._open.pop(other, None)
-        opened = self._open.get(number)
         try:
-            if opened is None:
+            if (opened := self._open.get(number)) is None:
                 opened = self._verified(number, self._paths[number])
             else:
                 with suppress(FileNotFoundError):
@@ -195,26 +195,40 @@ class ShardCache:
     def _make(self, number: int, path: Path) -> bool:
         """Makes the file of a shard, unless another process or thread does; whether it was this one."""
         self._dir.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + _PARTIAL)
+        partial, shard, made = path.with_name(path.name + _PARTIAL), self._shards[number], False
         with partial.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # which the kernel frees when its holder ends, however it ends
-            current = partial.exists() and os.path.samestat(os.fstat(file.fileno()), partial.stat())
-            if current and path.exists():
-                partial.unlink()
-            if not current or path.exists():
+            if not partial.exists() or not os.path.samestat(os.fstat(file.fileno()), partial.stat()):
                 return False
-            os.truncate(file.fileno(), 0)  # what a dead process left
+            # From here on the names of what is half-made belong to this call, until the partial file has gone.
+            if path.exists():
+                partial.unlink()
+                return False
+            self._clear_copies(partial)
+            os.truncate(file.fileno(), 0)
             copy = path.with_name(path.name + _FETCHED)
             try:
-                self._make_room(int(self.sizes[number]), file)
-                shard = self._shards[number]
+                self._make_room(int(self.sizes[number]), shard.bytes, file)
                 store.fetch(store.join(self._url, shard.path), shard.bytes, shard.sha256, copy, durable=False)
                 self._write(number, copy, partial)
-                partial.rename(path)
+                made = True
+            except DataError as error:
+                if isinstance(error.__cause__, OSError) and error.__cause__.errno in store.NO_SPACE:
+                    raise error.__cause__ from None  # the disk that is full is that of the cache
+                raise
             finally:
                 copy.unlink(missing_ok=True)
-                partial.unlink(missing_ok=True)
+                if not made:
+                    partial.unlink(missing_ok=True)
+            with (self._dir / "lock").open("ab") as lock:  # or who counts what is there might miss it
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                partial.rename(path)
         return True
+
+    def _clear_copies(self, partial: Path) -> None:
+        """Removes what a dead process has fetched for a partial file, whose lock the caller holds."""
+        for copy in self._dir.glob(f"*{partial.stem}{_FETCHED}*"):
+            copy.unlink(missing_ok=True)
 
     def _write(self, number: int, copy: Path, partial: Path) -> None:
         """Labels, content and their hash; with calls, as a full disk answers writing through a map by SIGBUS."""
@@ -229,40 +243,43 @@ class ShardCache:
                 file.write(block.data)
             file.write(digest.digest())
 
-    def _make_room(self, size: int, reserved: BinaryIO) -> None:
+    def _make_room(self, size: int, copy_bytes: int, reserved: BinaryIO) -> None:
         """Removes what was used longest ago until a file of `size` bytes fits, and gives `reserved` that length.
 
-        What dead processes left half-made is removed too; what living ones make is counted.
+        What dead processes left half-made is removed too; what living ones make is counted, and on the disk, the copies
+        that all are made from.
         """
         until = time.monotonic() + _ROOM_SECONDS
         while time.monotonic() < until:
             with (self._dir / "lock").open("ab") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 whole: list[tuple[int, int, Path]] = []
-                taken = size
+                making = size
                 for path in self._dir.iterdir():
                     with suppress(FileNotFoundError):
                         status = path.stat()
                         if path.suffix.lstrip(".") in _FORMS:
                             whole.append((status.st_mtime_ns, status.st_size, path))
-                            taken += status.st_size
                         elif path.suffix == _PARTIAL:
-                            with path.open("ab") as file:
+                            with path.open("r+b") as file:
                                 try:
                                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                                 except BlockingIOError:
-                                    taken += status.st_size
+                                    making += status.st_size
                                 else:
-                                    path.unlink()
-                                    path.with_suffix(_FETCHED).unlink()
-                for _, bytes_there, path in sorted(whole):
-                    if taken <= self.budget and shutil.disk_usage(self._dir).free >= size:
+                                    if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                                        self._clear_copies(path)
+                                        path.unlink()
+                taken = making + sum(length for _, length, _ in whole)
+                needed = making + making * copy_bytes // size
+                for _, length, path in sorted(whole):
+                    if taken <= self.budget and shutil.disk_usage(self._dir).free >= needed:
                         break
                     path.unlink(missing_ok=True)
-                    taken -= bytes_there
+                    taken -= length
                 if taken <= self.budget:
-                    if (free := shutil.disk_usage(self._dir).free) < size:
-                        raise OSError(errno.ENOSPC, f"{size} bytes are needed, {free} are free")
+                    if (free := shutil.disk_usage(self._dir).free) < needed:
+                        raise OSError(errno.ENOSPC, f"{needed} bytes are needed, {free} are free")
                     os.truncate(reserved.fileno(), size)
                     return
             time.sleep(_POLL_SECONDS)

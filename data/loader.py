@@ -19,7 +19,8 @@ _BATCHES_AHEAD = 3
 _FETCHERS = 2
 _LOOKS_AN_EPOCH = 64
 _SHARE_AHEAD = 2 / 3
-"""Of the cache, for the window that is read and those that come next; a slower worker may still read the one before."""
+"""Of a cache that does not hold the whole split, for the window that is read and those that come next: a slower worker
+may still read the one before."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,7 +134,7 @@ class Loader:
     def _shards_ahead(self, images_seen: int) -> list[int]:
         """The shards of the window that is read and of those that come next, as far as the cache can hold them."""
         ahead: dict[int, None] = {}
-        room = _SHARE_AHEAD * self.cache.budget
+        room = self.cache.budget * (1 if self.cache.sizes.sum() <= self.cache.budget else _SHARE_AHEAD)
         for window in windows_from(self.seed, images_seen, self.shuffle):
             fresh = [shard for shard in window.tolist() if shard not in ahead]
             room -= self.cache.sizes[fresh].sum()

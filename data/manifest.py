@@ -25,6 +25,7 @@ MANIFEST_NAME = "manifest.json"
 LARGEST_RESOLUTION = 1024
 
 _TAR_BLOCK = 512
+_LARGEST_COUNT = 2**24  # samples of a shard, so that what its entry takes in memory is bounded
 _HEX_SHA256 = re.compile(r"[0-9a-f]{64}")
 _SPLIT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
@@ -60,10 +61,9 @@ class Shard:
         _require(clean, f"shard path {self.path!r} must be relative to the manifest and stay beneath it")
         _require(self.bytes >= 0, f"{self.path}: bytes is {self.bytes}, which is negative")
         _require(self.count > 0, f"{self.path}: it is listed with no samples")
-        _require(
-            _HEX_SHA256.fullmatch(self.sha256) is not None,
-            f"{self.path}: sha256 must be 64 lower-case hexadecimal digits",
-        )
+        _require(self.count <= _LARGEST_COUNT, f"{self.path}: count is {self.count}, more than a shard may hold")
+        hashed = _HEX_SHA256.fullmatch(self.sha256) is not None
+        _require(hashed, f"{self.path}: sha256 must be 64 lower-case hexadecimal digits")
         offsets, sizes = self.offsets, self.sizes
         _require(
             len(offsets) == len(sizes) == self.count,
@@ -243,7 +243,9 @@ def _current(text: str | bytes) -> str | bytes:
         value = json.loads(text)
         for split in value["splits"].values():
             for shard in split["shards"]:
-                shard["places"] = _written(shard.pop("offsets"), shard.pop("sizes"))
+                offsets, sizes = shard.pop("offsets"), shard.pop("sizes")
+                if {type(number) for number in (value["version"], *offsets, *sizes)} == {int}:
+                    shard["places"] = _written(offsets, sizes)
         return json.dumps({**value, "version": 2})
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
         return text  # which is refused, with the reason

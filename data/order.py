@@ -18,10 +18,14 @@ from data.manifest import Manifest
 SEED_LIMIT = 2**63
 """Seeds and epochs lie in [0, SEED_LIMIT)."""
 
-WINDOW_BYTES = 20 * 2**30
-"""Pixels of a window, at most: three of them fit into the cache that a node has by default. ImageNet-64 has 15.7 GB."""
+SET_BYTES = 64 * 2**30
+"""A set of at most so many bytes, each split in proportion, is shuffled as a whole; three windows of a larger one take
+at most so many. A node's cache has that room by default. ImageNet-64 has 16 GB."""
 FIRST_WINDOW_BYTES = 64 * 2**20
-"""The same in epoch 0, so that training begins when the first of a set's windows is there."""
+"""The same of one window in epoch 0, so that training begins when the first of a set's windows is there."""
+
+_LABEL_BYTES, _SHARD_BYTES = 8, 33
+"""What is counted beside the pixels. Fixed for good: the order that checkpoints go on with follows from it."""
 
 _EPOCHS_KEPT = 4
 _ORDER_STREAM, _FLIP_STREAM = 0, 1
@@ -70,18 +74,20 @@ def shuffle_of(manifest: Manifest, split: str, window: int = 0) -> Shuffle:
     Args:
         manifest: Of the set.
         split: Name of the split.
-        window: Shards in a window; 0 for all of them, or where their pixels exceed `WINDOW_BYTES`, for the greatest
-            power of two of them that does not.
+        window: Shards in a window; 0 for all of them, or in a set of more than `SET_BYTES`, for a power of two of them.
     """
     shards = manifest.split(split).shards
-    pixels = manifest.split(split).count * manifest.channels * manifest.resolution**2
     if window < 0 or window > len(shards):
         raise DataError(f"window is {window}: give a number of shards up to the {len(shards)} of {split!r}, or 0")
-    fitting = max(1, WINDOW_BYTES * len(shards) // pixels)
-    default = len(shards) if pixels <= WINDOW_BYTES else 2 ** (fitting.bit_length() - 1)
-    first = max(1, FIRST_WINDOW_BYTES * len(shards) // pixels)
-    window = window or default
     counts = tuple(shard.count for shard in shards)
+    image_bytes = manifest.channels * manifest.resolution**2 + _LABEL_BYTES
+    split_bytes = sum(counts) * image_bytes + len(shards) * _SHARD_BYTES
+    share = SET_BYTES * sum(counts) // sum(part.count for part in manifest.splits.values())
+    if not window and split_bytes <= share:
+        window = len(shards)
+    elif not window:
+        window = 2 ** (max(1, share // 3 // (max(counts) * image_bytes + _SHARD_BYTES)).bit_length() - 1)
+    first = max(1, FIRST_WINDOW_BYTES * len(shards) // split_bytes)
     return Shuffle(counts=counts, window=window, first_window=min(first, window))
 
 

@@ -9,11 +9,15 @@ import fsspec
 import numpy as np
 import pytest
 import servers
+from hypothesis import settings
 from made import write_split
 from servers import free_port
 
 from data.manifest import Manifest, write_manifest
 from data.prepare.pack import Sample
+
+settings.register_profile("any machine", deadline=None)  # how long an example takes says more of what else runs
+settings.load_profile("any machine")
 
 
 @dataclass(frozen=True)

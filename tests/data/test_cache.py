@@ -331,11 +331,12 @@ def test_a_missing_shard(tmp_path: Path, random_samples, write_set) -> None:
         cached_split(str(tmp_path / "set"), manifest, "train", tmp_path / "cache")
 
 
-def test_a_full_disk_is_told(tmp_path: Path, random_samples, write_set) -> None:
+@pytest.mark.parametrize("room", [100_000, 150_000], ids=["for no shard", "for a shard and not for its copy"])
+def test_a_full_disk_is_told(tmp_path: Path, random_samples, write_set, room: int) -> None:
     write_set(str(tmp_path / "set"), random_samples(400, resolution=30), samples_per_shard=40, resolution=30)
     limited = (
         "import resource, signal; from pathlib import Path\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000))\n"
+        f"signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))\n"
         "from data.cache import ShardCache; from data.manifest import load_manifest\n"
         f"url = {str(tmp_path / 'set')!r}\n"
         f"list(ShardCache(url, load_manifest(url), 'train', Path({str(tmp_path / 'cache')!r})).shards())\n"

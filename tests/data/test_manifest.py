@@ -66,6 +66,7 @@ def shard_of(value: dict) -> dict:
         (lambda v: shard_of(v).update(places="AAQAAHkAAAA="), "count is 10, but it has 1 places"),
         (lambda v: shard_of(v).update(count=9), "hold 11 images"),
         (lambda v: shard_of(v).update(count=0), "listed with no samples"),
+        (lambda v: shard_of(v).update(count=10**12, bytes=10**18), "more than a shard may hold"),
         (lambda v: shard_of(v).update(more=1), "unknown key 'splits.train.shards.0.more'"),
         (lambda v: v["splits"]["train"].update(shards={}), "splits.train.shards: input should be a valid array"),
     ],
@@ -122,9 +123,14 @@ def test_a_manifest_of_version_1_is_read(tmp_path: Path, random_samples, write_s
         del shard["places"]
         shard |= {"offsets": entry.offsets.tolist(), "sizes": entry.sizes.tolist()}
     assert parse_manifest(json.dumps(value), "old") == manifest
-    value["splits"]["train"]["shards"][0]["sizes"][0] = -5
+    sizes = value["splits"]["train"]["shards"][0]["sizes"]
+    for wrong in (-5, float(sizes[0]), str(sizes[0]), True, None):
+        with pytest.raises(DataError, match="old is not a valid manifest"):
+            value["splits"]["train"]["shards"][0]["sizes"] = [wrong, *sizes[1:]]
+            parse_manifest(json.dumps(value), "old")
+    value["splits"]["train"]["shards"][0]["sizes"] = sizes
     with pytest.raises(DataError, match="old is not a valid manifest"):
-        parse_manifest(json.dumps(value), "old")
+        parse_manifest(json.dumps(value | {"version": 1.5}), "old")
 
 
 @pytest.mark.parametrize("even", [True, False], ids=["raw shards", "shards of odd sizes"])

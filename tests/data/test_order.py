@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
+from data.manifest import Manifest, Shard, SplitManifest
 from data.order import (
     Shuffle,
     batch_ids,
@@ -15,6 +16,7 @@ from data.order import (
     flips,
     permutation,
     rank_slice,
+    shuffle_of,
     whole,
     window_of_shard,
     windows_from,
@@ -150,6 +152,26 @@ def test_the_windows_are_fixed_for_good() -> None:
     assert window_of_shard(0, 0, shuffle).tolist() == [1, 2, 0, 3]
     assert window_of_shard(0, 1, shuffle).tolist() == [0, 1, 0, 1]
     assert epoch_order(0, 1, shuffle).tolist() == [10, 7, 2, 9, 1, 11, 0, 8, 6, 13, 3, 5, 4, 12]
+
+
+def test_the_default_windows_are_fixed_for_good() -> None:
+    def split(name: str, counts: list[int]) -> SplitManifest:
+        facts = {"bytes": 2**40, "sha256": "0" * 64, "places": "1024+1024*5"}
+        shards = tuple(Shard(path=f"{name}-{number}.tar", count=n, **facts) for number, n in enumerate(counts))
+        return SplitManifest(count=sum(counts), shards=shards)
+
+    def default(resolution: int, **counts: list[int]) -> tuple[int, int]:
+        """Window and first window of "train" in a set whose shards hold so many images."""
+        splits = {name: split(name, of_split) for name, of_split in counts.items()}
+        facts = {"name": "made", "channels": 3, "class_names": ("a",), "flip": True}
+        shuffle = shuffle_of(Manifest(**facts, resolution=resolution, splits=splits), "train")
+        return shuffle.window, shuffle.first_window
+
+    # As above. A node's default cache holds each of the first three sets, and three windows of the last one.
+    assert default(32, train=[1000] * 50, test=[1000] * 10) == (50, 21)
+    assert default(64, train=[1000] * 1281 + [167], test=[1000] * 50) == (1282, 5)
+    assert default(128, train=[1000] * 1281 + [167], test=[1000] * 50) == (1282, 1)
+    assert default(256, train=[1000] * 1281 + [167], test=[1000] * 50) == (64, 1)
 
 
 def test_each_epoch_deals_the_shards_to_windows_anew() -> None:

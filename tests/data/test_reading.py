@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -76,9 +77,11 @@ def walked(
     batch_size: int,
     stops: list[tuple[int, int]],
     budgets: Sequence[int] = (10**9,),
+    url: str | None = None,
 ) -> Iterator[list[int]]:
     """Ids of each global batch of a run that stops and goes on: (workers, steps), one after another.
 
+    The set is at `url`, by default in the folder, where the caches are.
     Each budget is that of a node: rank r works on node r modulo their number, with a cache folder of its own.
     """
     seen = 0
@@ -86,7 +89,7 @@ def walked(
         nodes = [rank % len(budgets) for rank in range(workers)]
         ranks = [
             Loader(
-                cache=ShardCache(str(folder), manifest, "train", folder / f"cache{node}", budgets[node]),
+                cache=ShardCache(url or str(folder), manifest, "train", folder / f"cache{node}", budgets[node]),
                 shuffle=shuffle,
                 batch_size=batch_size,
                 seed=SEED,
@@ -150,14 +153,22 @@ def test_every_epoch_is_a_permutation_across_stops_changes_of_workers_and_budget
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])
-def test_batches_are_the_same_at_any_number_of_workers_and_three_budgets(tmp_path: Path, workers: int) -> None:
-    manifest = write(tmp_path, [40] * 12)
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_batches_are_the_same_at_any_number_of_workers_and_three_budgets(
+    tmp_path: Path, workers: int, place: str, request: pytest.FixtureRequest
+) -> None:
+    manifest, url = write(tmp_path, [40] * 12), None
+    if place == "bucket":
+        url = request.getfixturevalue("bucket")
+        for shard in manifest.split("train").shards:
+            store.write_bytes(store.join(url, shard.path), (tmp_path / shard.path).read_bytes())
+            (tmp_path / shard.path).unlink()
     shuffle = shuffle_of(manifest, "train", 4)
     # The smallest cache does not hold a window, the next one just does, the last all.
     budgets = [budget_of(manifest, shards) for shards in (3, 4, 20)]
-    batches = list(walked(tmp_path, manifest, shuffle, 24, [(workers, 40)], budgets))
+    batches = list(walked(tmp_path, manifest, shuffle, 24, [(workers, 30)], budgets, url))
     expected = np.concatenate([epoch_order(SEED, epoch, shuffle) for epoch in (0, 1)])
-    assert [i for ids in batches for i in ids] == expected[: 40 * 24].tolist()
+    assert [i for ids in batches for i in ids] == expected[: 30 * 24].tolist()
 
 
 def test_the_window_follows_from_the_manifest_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,8 +176,10 @@ def test_the_window_follows_from_the_manifest_alone(tmp_path: Path, monkeypatch:
     for budget in ("3000", "64G"):
         monkeypatch.setenv("BCM_CACHE_BUDGET", budget)
         assert shuffle_of(manifest, "train").window == 12
-    monkeypatch.setattr("data.order.WINDOW_BYTES", 5 * 40 * 12)
-    assert shuffle_of(manifest, "train").window == 4
+    monkeypatch.setattr("data.order.SET_BYTES", budget_of(manifest, 12) + 12)
+    assert shuffle_of(manifest, "train").window == 12
+    monkeypatch.setattr("data.order.SET_BYTES", budget_of(manifest, 11))
+    assert shuffle_of(manifest, "train").window == 2
     assert shuffle_of(manifest, "train", 7).window == 7
     with pytest.raises(DataError, match="window is 13: give a number of shards up to the 12 of 'train'"):
         shuffle_of(manifest, "train", 13)
@@ -251,6 +264,20 @@ def test_batches_come_before_the_split_is_whole(tmp_path: Path, monkeypatch: pyt
     assert [i for _ in range(12) for i in next(batches).ids.tolist()] == order[:96].tolist()
     come.set()
     assert [i for _ in range(48) for i in next(batches).ids.tolist()] == order[96:].tolist()
+    batches.close()
+
+
+def test_a_run_that_goes_on_fetches_all_that_the_cache_can_hold(tmp_path: Path) -> None:
+    manifest = write(tmp_path, [40] * 12)
+    cache = ShardCache(str(tmp_path), manifest, "train", tmp_path / "cache", budget_of(manifest, 12))
+    shuffle = shuffle_of(manifest, "train")
+    loader = Loader(cache=cache, shuffle=shuffle, batch_size=1, seed=SEED, rank=0, world_size=1, flip=False)
+    batches = loader.batches(480)
+    next(batches)
+    until = time.monotonic() + 20
+    while len(list((tmp_path / "cache").glob("*.pixels"))) < 12:
+        assert time.monotonic() < until
+        time.sleep(0.01)
     batches.close()
 
 

@@ -335,8 +335,8 @@ def test_a_disk_that_fills_up_is_one_error_and_the_next_run_goes_on(tmp_path: Pa
     assert run.returncode == 0, run.stderr
     error, *files, result = run.stdout.splitlines()
     assert re.fullmatch(
-        rf"DataError: cannot copy to {cache}/\S+\.fetched from {tmp_path}/set/train-00000\d\.tar: OSError: "
-        r"\[Errno 28\] No space left on device\. Free some space there, or choose another place\.",
+        rf"DataError: cannot use the cache folder {cache}: there is no space left\. "
+        r"Free some space, or set BCM_CACHE_DIR to a folder on a local disk with room\.",
         error,
     )
     assert not [name for name in files if name.endswith((".fetched", ".tmp", ".partial"))]
