@@ -119,13 +119,22 @@ def test_a_saved_toolkit_generates_the_same_images(tmp_path: Path):
     assert {path.suffix for path in (tmp_path / "model").iterdir()} == {".safetensors", ".json"}
 
 
-@pytest.mark.parametrize("text", [None, "{", "[]", '{"sample-1": 3}', '{"sample-1": {"kind": "x", "times": [1]}}'])
-def test_damaged_schedules_are_refused(tmp_path: Path, text: str | None):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "cannot be read"),
+        ("{", "not valid JSON"),
+        ("[]", "should be an object"),
+        ('{"sample-1": 3}', "sample-1"),
+        ('{"sample-1": {"kind": "x", "times": [1]}}', r"sample-1\.kind"),
+    ],
+)
+def test_damaged_schedules_are_refused(tmp_path: Path, text: str | None, said: str):
     save_toolkit(tmp_path, TOOLKIT)
     path = tmp_path / inference.SCHEDULES
     assert json.loads(path.read_text())["sample-1"]["kind"] == "ancestral"
     path.unlink() if text is None else path.write_text(text)
-    with pytest.raises(BCMError):
+    with pytest.raises(BCMError, match=said):
         load_toolkit(tmp_path)
 
 

@@ -46,10 +46,16 @@ def test_wrong_time_steps_name_the_time(make, named: str):
 
 
 @pytest.mark.parametrize(
-    "entry",
-    [{}, {"kind": "zagzig", "times": [1]}, {"kind": "inversion"}, {"kind": "inversion", "times": [0.1, 1], "x": 1},
-     {"kind": "zigzag", "times": [0.8, 80.0]}, {"kind": "inversion", "times": "0.07"}],
-)  # fmt: skip
-def test_wrong_json_is_refused(entry: dict):
-    with pytest.raises(BCMError):
+    ("entry", "said"),
+    [
+        ({}, "missing key 'kind'"),
+        ({"kind": "zagzig", "times": [1]}, "kind: .*'zagzig'"),
+        ({"kind": "inversion"}, "missing key '.*times'"),
+        ({"kind": "inversion", "times": [0.1, 1], "x": 1}, "unknown key '.*x'"),
+        ({"kind": "zigzag", "times": [0.8, 80.0]}, "missing key '.*noise_scales'"),
+        ({"kind": "inversion", "times": "0.07"}, "times: input should be"),
+    ],
+)
+def test_wrong_json_is_refused(entry: dict, said: str):
+    with pytest.raises(BCMError, match=said):
         strict.read(STEPS, json.dumps(entry), "steps")

@@ -94,10 +94,17 @@ def test_a_rank_outside_the_world_is_refused(rank: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seed", "seen", "batch", "count"), [(-1, 0, 1, 5), (2**63, 0, 1, 5), (0, -1, 1, 5), (0, 0, 0, 5), (0, 0, 1, 0)]
+    ("seed", "seen", "batch", "count", "said"),
+    [
+        (-1, 0, 1, 5, "seed -1 is out of range"),
+        (2**63, 0, 1, 5, "seed 9223372036854775808 is out of range"),
+        (0, -1, 1, 5, "images_seen is -1"),
+        (0, 0, 0, 5, "cannot draw a batch of 0 from 5"),
+        (0, 0, 1, 0, "cannot draw a batch of 1 from 0"),
+    ],
 )
-def test_numbers_out_of_range_are_refused(seed: int, seen: int, batch: int, count: int) -> None:
-    with pytest.raises(DataError):
+def test_numbers_out_of_range_are_refused(seed: int, seen: int, batch: int, count: int, said: str) -> None:
+    with pytest.raises(DataError, match=said):
         batch_ids(seed, seen, batch, count)
 
 
@@ -179,7 +186,15 @@ def test_each_epoch_deals_the_shards_to_windows_anew() -> None:
     assert len({tuple(window_of_shard(seed, epoch, shuffle)) for seed in range(3) for epoch in range(5)}) == 15
 
 
-@pytest.mark.parametrize(("counts", "window", "first"), [((), 1, 1), ((3, 0), 1, 1), ((3,), 0, 1), ((3,), 1, 0)])
-def test_shuffles_that_cannot_be_are_refused(counts: tuple[int, ...], window: int, first: int) -> None:
-    with pytest.raises(DataError):
+@pytest.mark.parametrize(
+    ("counts", "window", "first", "said"),
+    [
+        ((), 1, 1, "each needs at least one"),
+        ((3, 0), 1, 1, "each needs at least one"),
+        ((3,), 0, 1, "windows of 0 and 1 shards"),
+        ((3,), 1, 0, "windows of 1 and 0 shards"),
+    ],
+)
+def test_shuffles_that_cannot_be_are_refused(counts: tuple[int, ...], window: int, first: int, said: str) -> None:
+    with pytest.raises(DataError, match=said):
         Shuffle(counts=counts, window=window, first_window=first)
