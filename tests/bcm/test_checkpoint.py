@@ -83,6 +83,9 @@ def test_several_averages_are_kept_saved_and_continued(tmp_path: Path):
 
 def test_skipped_steps_and_the_objective_are_kept(tmp_path: Path):
     config = replace(CONFIG, objective="bct-eq8")
+    save_checkpoint(tmp_path, start(config=config), NETWORK)
+    fresh = local_index(tmp_path)
+    assert (fresh.k, fresh.skipped, fresh.skipped_in_a_row) == (0, 0, 0)
     state, other = start(config=config), start(config=config)
     state.k, state.skipped, state.skipped_in_a_row = 9, 5, 3
     save_checkpoint(tmp_path, state, NETWORK)

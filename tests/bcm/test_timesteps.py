@@ -4,7 +4,20 @@ from typing import Any
 import pytest
 
 from bcm import strict
-from bcm.timesteps import PUBLISHED, Ancestral, Combined, Inversion, Multistep, TimeSteps, Zigzag
+from bcm.timesteps import (
+    CONSISTENCY_CIFAR10,
+    CONSISTENCY_IMAGENET64,
+    PAPER_CIFAR10,
+    PAPER_CIFAR10_DEEP,
+    PAPER_IMAGENET64,
+    PUBLISHED,
+    Ancestral,
+    Combined,
+    Inversion,
+    Multistep,
+    TimeSteps,
+    Zigzag,
+)
 from bcm.types import BCMError
 
 STEPS: Any = TimeSteps
@@ -14,6 +27,16 @@ STEPS: Any = TimeSteps
 def test_json_round_trip_and_nfe(name: str, steps: TimeSteps):
     assert strict.read(STEPS, json.dumps(strict.dump(steps)), "steps", complete=True) == steps
     assert steps.nfe == int(name.split("-")[1])
+
+
+def test_the_published_tables_stand_under_their_names():
+    assert PUBLISHED == {
+        "cifar10": PAPER_CIFAR10,
+        "cifar10-deep": PAPER_CIFAR10_DEEP,
+        "imagenet64": PAPER_IMAGENET64,
+        "ct-cifar10": CONSISTENCY_CIFAR10,
+        "ct-imagenet64": CONSISTENCY_IMAGENET64,
+    }
 
 
 @pytest.mark.parametrize(("mid", "nfe"), [((), 1), ((0.821,), 2), ((0.1, 0.821, 5.0), 4)])
