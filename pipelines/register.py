@@ -30,17 +30,19 @@ class RegisterOptions:
 def register(options: RegisterOptions) -> Registered | None:
     """Register; the new version, or None for a dry run."""
     model = model_at(options.run)
-    if model.home is None or model.checkpoint is None:
+    # Asked once: a run that is still training may have a newer one by the next line.
+    checkpoint = model.checkpoint
+    if model.home is None or checkpoint is None:
         raise ConfigError(f"{options.run} is registered already; give the URL of the run it came from.")
     schedules, run = model.schedules(), model.run
-    rows = read_scores(model.home, index_of(model.checkpoint).k, schedules, options.ema_rate)
+    rows = read_scores(model.home, index_of(checkpoint).k, schedules, options.ema_rate)
     name = options.name or (f"bcm-{run.config.recipe}" if run else None)
     if name is None:
         raise ConfigError(f"{model.home} was imported and has no recipe to be named after; give --name.")
     if options.dry_run:
-        print(f"would register {model.checkpoint} as {name} with {score_names(rows)}")
+        print(f"would register {checkpoint} as {name} with {score_names(rows)}")
         return None
-    with inference_copy(model.checkpoint, schedules, options.ema_rate) as folder:
+    with inference_copy(checkpoint, schedules, options.ema_rate) as folder:
         return registry.register(
             resolve_uri("runs"),
             name=name,
@@ -49,7 +51,7 @@ def register(options: RegisterOptions) -> Registered | None:
             run_id=run.mlflow_run if run else None,
             tags={"run": run.name, "run_url": run.url, "code": run.code, "manifest_sha256": run.manifest_sha256}
             if run
-            else {"imported": model.checkpoint},
+            else {"imported": checkpoint},
         )
 
 

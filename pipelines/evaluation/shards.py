@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
@@ -26,17 +25,6 @@ PARTS = 8
 """Tasks that the samples of one score are shared among, always the same, so that it does not depend on the cluster."""
 
 
-@dataclass(frozen=True)
-class Held:
-    """Some held-out images, which travel to a task."""
-
-    images: NDArray[np.uint8]
-    """(B, C, H, W)."""
-    labels: NDArray[np.int64]
-    first: int
-    """Place of the first one in the split, which is its seed."""
-
-
 def sample_moments(toolkit: Toolkit, seeds: Sequence[int], nfe: int) -> Moments:
     """Pixel moments of the samples of these seeds, made batch by batch."""
     classes = toolkit.network.classes
@@ -53,10 +41,21 @@ def sample_distance(samples: Moments, train: Moments) -> float:
     return frechet_distance(samples, train) if samples.total.isfinite().all() else math.inf
 
 
-def reconstruction(toolkit: Toolkit, held: Held, nfe: int, whole: bool) -> tuple[Tensor, Images]:
-    """Squared errors (B,) of the reconstructions of some images; the reconstructions, if `whole`."""
-    x, seeds = as_images(held.images), range(held.first, held.first + len(held.labels))
-    back = inference.reconstruct(toolkit, x, seeds, nfe, held.labels.tolist() if toolkit.network.classes else None)
+def reconstruction(
+    toolkit: Toolkit, batch: tuple[NDArray[np.uint8], NDArray[np.int64]], first: int, nfe: int, whole: bool
+) -> tuple[Tensor, Images]:
+    """Squared errors (B,) of the reconstructions of some images; the reconstructions, if `whole`.
+
+    Args:
+        toolkit: the model.
+        batch: images (B, C, H, W) and their labels.
+        first: place of the first one in its split, which is its seed.
+        nfe: network calls to invert one.
+        whole: whether the reconstructions are wanted.
+    """
+    images, labels = batch
+    x, seeds = as_images(images), range(first, first + len(labels))
+    back = inference.reconstruct(toolkit, x, seeds, nfe, labels.tolist() if toolkit.network.classes else None)
     return mse(back, x), back if whole else back[:0]
 
 
@@ -93,12 +92,12 @@ def score_reconstructions(toolkit: Toolkit, real: Reference, count: int | None =
     task, model = ray.remote(num_cpus=1)(reconstruction), ray.put(toolkit)
     ids = np.arange(len(real.test))[:count]
     starts = range(0, len(ids), BATCH)
-    parts = [ray.put(Held(*real.test.take(ids[start : start + BATCH]), start)) for start in starts]
+    parts = [(ray.put(real.test.take(ids[start : start + BATCH])), start) for start in starts]
     before = real.labeller(as_images(real.test.take(ids)[0])) if real.labeller else None
     inverting = [steps for steps in toolkit.schedules.values() if isinstance(steps, Inversion)]
     rows: list[Score] = []
     for steps in sorted(inverting, key=lambda steps: steps.nfe):
-        answers = ray.get([task.remote(model, part, steps.nfe, real.labeller is not None) for part in parts])
+        answers = ray.get([task.remote(model, *part, steps.nfe, real.labeller is not None) for part in parts])
         errors, images = (torch.cat(each) for each in zip(*answers, strict=True))
         values = {"mse": (errors.mean(), errors.std() / len(ids) ** 0.5)}
         if real.labeller:

@@ -1,12 +1,17 @@
 """Where a command's MODEL leads: a run or one of its checkpoints, an imported model, or a registered one.
 
-An imported model is a folder that holds a checkpoint's files beside its time steps; it has no run. Nothing else tells
-the kinds apart.
+Each kind has the same attributes, by which alone the rest of the code tells them apart where it must:
+
+* `source`: its name for people, a URL or models:/NAME@ALIAS.
+* `home`: URL of the folder that keeps its time steps and scores; None for a registered model, which has its own.
+* `run`: the training run it comes from; None for an imported or registered model.
+* `checkpoint`: URL of its checkpoint, the newest of a run when it is asked; None for a registered model.
+* `schedules()`: the best time steps known for it, by task and NFE.
+* `open(device, ema_rate)`: its weights with its time steps; by default the average of the weights that serves.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from bcm.checkpoint import INDEX
 from bcm.inference import SCHEDULES, Toolkit, dump_schedules, load_toolkit, read_schedules
@@ -18,38 +23,6 @@ from pipelines.models.run import Run, read_run
 from pipelines.tracking import client, registry
 
 REGISTERED = "models:/"
-
-
-class Model(Protocol):
-    """A trained model, wherever it is."""
-
-    @property
-    def source(self) -> str:
-        """Its name for people: a URL, or models:/NAME@ALIAS."""
-        ...
-
-    @property
-    def home(self) -> str | None:
-        """URL of the folder that keeps its time steps and scores; None for a registered model, which has its own."""
-        ...
-
-    @property
-    def run(self) -> Run | None:
-        """The training run it comes from; None for an imported or registered model."""
-        ...
-
-    @property
-    def checkpoint(self) -> str | None:
-        """URL of its checkpoint, the newest of a run; None for a registered model."""
-        ...
-
-    def schedules(self) -> dict[str, TimeSteps]:
-        """The best time steps known for it, by task and NFE."""
-        ...
-
-    def open(self, device: str = "cpu", ema_rate: float | None = None) -> Toolkit:
-        """Its weights on a device with its time steps; `ema_rate`: which average, by default the one that serves."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -87,7 +60,7 @@ class RunModel:
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """A model that `pipelines.import_weights` wrote."""
+    """A folder that `pipelines.import_weights` wrote: a checkpoint's files beside time steps, and no run."""
 
     home: str
     """URL of its folder."""
@@ -132,6 +105,9 @@ class RegisteredModel:
         if ema_rate is not None:
             raise ConfigError(f"{self.source} holds one average of the weights; leave --ema-rate out.")
         return registry.toolkit_of(client.resolve_uri("runs"), self.source, device)
+
+
+Model = RunModel | ImportedModel | RegisteredModel
 
 
 def model_at(source: str) -> Model:

@@ -160,7 +160,9 @@ def connect(uri: str) -> "MlflowClient":
             with closing(sqlite3.connect(uri.removeprefix(_SQLITE).split("?")[0])) as database:
                 database.execute("PRAGMA schema_version")
             return client_of(uri)
-        return store.within(_ANSWER_SECONDS, lambda: _answering_client(uri))
+        client = client_of(uri)
+        store.within(_ANSWER_SECONDS, lambda: client.search_experiments(max_results=1))
+        return client
 
 
 @contextmanager
@@ -203,28 +205,22 @@ def client_of(uri: str) -> "MlflowClient":
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def _answering_client(uri: str) -> "MlflowClient":
-    client = client_of(uri)
-    client.search_experiments(max_results=1)
-    return client
-
-
 def _experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         # MLflow would put the artifacts of a local store under the current directory.
         local = str(Path(uri.removeprefix(_SQLITE)).parent / "artifacts") if uri.startswith(_SQLITE) else None
         with suppress(MlflowException):  # another process was quicker
             return client.create_experiment(name, artifact_location=local)
-        found = client.get_experiment_by_name(name)
-    if found is None or found.lifecycle_stage != "active":
+        experiment = client.get_experiment_by_name(name)
+    if experiment is None or experiment.lifecycle_stage != "active":
         raise TrackingError(
             f"MLflow at {redacted(uri)}: the experiment {name!r} is deleted. Choose another name, "
             "or bring it back with `mlflow experiments restore`."
         )
-    return found.experiment_id
+    return experiment.experiment_id
 
 
 def cause(error: Exception, handled: BaseException | None = None) -> str:

@@ -115,15 +115,11 @@ def _save_pyfunc(path: Path, checkpoint: Path, mlflow_model: "Model") -> None:
             python_model=str(Path(__file__).with_name("serving.py")),
             artifacts={"model": str(checkpoint)},
             code_paths=[str(Path(bcm.__file__).parent)],
-            pip_requirements=[f"{package}=={_public(installed_version(package))}" for package in _REQUIREMENTS],
+            # Without the local part of a version: 2.13.0+cpu is known to one index alone.
+            pip_requirements=[f"{package}=={installed_version(package).split('+')[0]}" for package in _REQUIREMENTS],
             signature=_signature(),
             mlflow_model=mlflow_model,
         )
-
-
-def _public(version: str) -> str:
-    """The version without its local part: 2.13.0+cpu is known to one index alone."""
-    return version.split("+")[0]
 
 
 def _signature() -> "ModelSignature":
@@ -195,12 +191,12 @@ def _worst_if_nan(score: float) -> float:
 def _download(uri: str, reference: str, path: str, folder: str) -> Path:
     """Fetch the files of a registered model below `path` into `folder`; where they are."""
     client = tracking.connect(uri)
-    found = _find(client, uri, reference)
+    version = _find(client, uri, reference)
     with reported(uri, f"{reference} cannot be fetched"):
         import mlflow.artifacts
 
         # A models:/ URI would be resolved with MLflow's global tracking URI.
-        root = client.get_model_version_download_uri(found.name, found.version)
+        root = client.get_model_version_download_uri(version.name, version.version)
         files = f"{root}/{path}".rstrip("/")
         return Path(mlflow.artifacts.download_artifacts(files, dst_path=folder, tracking_uri=uri, registry_uri=uri))
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -32,14 +33,15 @@ from spoil import (
 from world import NAME, STEP, Command, Outcome, World, edit_json
 
 from bcm import strict
-from bcm.checkpoint import save_checkpoint
+from bcm.checkpoint import INDEX, save_checkpoint
 from bcm.inference import SCHEDULES
 from bcm.networks import build_network
 from bcm.precond import BCM
 from bcm.training import TrainState
 from data.manifest import MANIFEST_NAME
-from pipelines.evaluation.scores import FILE, Score, Scores
+from pipelines.evaluation.scores import FILE, Score, Scores, read_scores
 from pipelines.models import run as runs
+from pipelines.models.checkpoints import checkpoint_name
 from pipelines.models.source import model_at
 from pipelines.recipes import recipe
 from pipelines.tracking import client as tracking
@@ -362,3 +364,21 @@ def test_the_exit_code_is_2_and_the_message_is_all(tmp_path: Path, line: str, sa
     assert outcome.error.startswith(said.format(root=tmp_path))
     assert outcome.out == ""
     assert tree(tmp_path) == set()
+
+
+def test_what_was_scored_is_registered_though_a_newer_checkpoint_comes(
+    command: Command, world: World, monkeypatch: pytest.MonkeyPatch
+):
+    (world.run / FILE).write_text(json.dumps(scores(world)))
+
+    def then_a_newer_one(*arguments: Any) -> tuple[Score, ...]:
+        rows = read_scores(*arguments)
+        newer = world.run / checkpoint_name(STEP + 1)
+        shutil.copytree(world.checkpoint, newer)
+        edit_json(newer / INDEX, lambda entry: entry.update(k=STEP + 1))
+        return rows
+
+    monkeypatch.setattr("pipelines.register.read_scores", then_a_newer_one)
+    assert "version 1" in command("register", str(world.run)).out
+    assert model_at(str(world.run)).open().k == STEP + 1
+    assert model_at("models:/bcm-digits-smoke@champion").open().k == STEP
