@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def touched(url: str, cache_dir: Path) -> set[tuple[str, str]]:
-    """Module and name of each function that two batches of a set of at least 256 images touch, the cache being empty."""
+    """Module and name of each function that two batches of 128 images touch, with nothing cached."""
     manifest = load_manifest(url)
     loader = Loader(
         cache=ShardCache(url, manifest, "train", cache_dir),
