@@ -15,7 +15,7 @@ from sklearn.datasets import load_sample_images
 
 from data.decode import decode_shard
 from data.manifest import Manifest, SplitManifest
-from data.prepare.pack import ENCODINGS, Sample, pack
+from data.prepare.pack import ENCODINGS, Sample, pack, shard_of
 from data.prepare.pixels import area_resized
 
 _COUNTS = {32: 2000, 64: 1000, 128: 250, 256: 120}
@@ -41,12 +41,12 @@ def measure(resolution: int, encoding: str, images: list[NDArray[np.uint8]], fol
     size = 0.0
     for _ in range(3):
         start = time.process_time()
-        packed = pack(samples, encoding)
+        payload, offsets, sizes = pack(samples, encoding)
         wrote.append(time.process_time() - start)
-        size = len(packed.payload) / len(images)
-        shard = packed.shard("shard.tar")
+        size = len(payload) / len(images)
+        shard = shard_of("shard.tar", payload, offsets, sizes)
         path = folder / shard.path
-        path.write_bytes(packed.payload)
+        path.write_bytes(payload)
         split = SplitManifest(count=shard.count, shards=(shard,))
         facts = Manifest(
             name="bench", resolution=resolution, channels=3, class_names=("all",), flip=False, splits={"train": split}

@@ -2,12 +2,14 @@
 
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
+from tqdm import tqdm
 
 from cluster import session
 from data import store
@@ -15,6 +17,8 @@ from pipelines.config import Config
 from pipelines.errors import USER_ERRORS, ConfigError
 
 T = TypeVar("T")
+
+_LINE_SECONDS = 10.0
 
 Positional = Annotated[str, tyro.conf.Positional]
 """An argument that is given without a name."""
@@ -70,3 +74,28 @@ def parse_one_of(kinds: Mapping[str, type[T]], argv: Sequence[str], module: str)
     """Parse the options of the sub-command that is named first; without any, help is printed."""
     args = list(argv) or ["--help"]
     return tyro.extras.subcommand_cli_from_dict(dict(kinds), prog=f"python -m pipelines.{module}", args=args)
+
+
+class Bar:
+    """A progress bar on a terminal; elsewhere a line now and then."""
+
+    def __init__(self, unit: str) -> None:
+        """Draws nothing until something is done."""
+        self._unit = unit
+        self._bars: dict[str, tqdm[Any]] = {}
+        self._told = 0.0
+
+    def __call__(self, title: str, done: int, total: int) -> None:
+        """`done` of `total` are done."""
+        if sys.stderr.isatty():
+            if title not in self._bars:
+                self._bars[title] = tqdm(desc=title, total=total, unit=self._unit, position=len(self._bars))
+            self._bars[title].update(done - self._bars[title].n)
+        elif done == total or time.monotonic() > self._told + _LINE_SECONDS:
+            self._told = time.monotonic()
+            print(f"{title} {done}/{total}", flush=True)
+
+    def close(self) -> None:
+        """Leaves the cursor below the bars."""
+        for bar in self._bars.values():
+            bar.close()

@@ -12,12 +12,12 @@ from pathlib import Path
 from cluster import session
 from data import store
 from data.prepare import prepare
+from data.prepare.audit import describe
 from pipelines.cli import parse, run_command
 from pipelines.config import Config
 from pipelines.errors import ConfigError
 from pipelines.evaluate import EvaluateOptions, evaluate
 from pipelines.evaluation.scores import table as score_table
-from pipelines.prepare import describe
 from pipelines.recipes import recipe
 from pipelines.register import RegisterOptions, register
 from pipelines.tracking import client as tracking

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from data import store
 from data.cache import ShardCache
 from data.manifest import Manifest, Shard, SplitManifest, shard_name
-from data.prepare.pack import Sample, pack
+from data.prepare.pack import Sample, pack, shard_of
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def write_split(
     shards: list[Shard] = []
     stream = iter(samples)
     while batch := list(islice(stream, samples_per_shard)):
-        packed = pack(batch, encoding)
-        shards.append(packed.shard(shard_name(split, len(shards))))
-        store.write_bytes(store.join(url, shards[-1].path), packed.payload)
+        payload, offsets, sizes = pack(batch, encoding)
+        shards.append(shard_of(shard_name(split, len(shards)), payload, offsets, sizes))
+        store.write_bytes(store.join(url, shards[-1].path), payload)
     return SplitManifest(count=sum(shard.count for shard in shards), shards=tuple(shards))

@@ -11,10 +11,10 @@ from data.catalog import DATASETS, facts
 from data.errors import DataError
 from data.manifest import MANIFEST_NAME, Manifest, Shard, SplitManifest, load_manifest, shard_problems, write_manifest
 from data.prepare import tars
-from data.prepare.inspect import Choices, Source, check_name, look_at, planned, scanned
-from data.prepare.layout import Plan
+from data.prepare.inspect import Choices, Source, check_name, laid_out, look_at, scanned
+from data.prepare.layout import Layout
 from data.prepare.pack import SAMPLES_PER_SHARD
-from data.prepare.write import Runner, clear_notes, healthy, in_turn, pending, write_task
+from data.prepare.write import Runner, clear_notes, healthy, in_turn, pending, write_shards
 
 __all__ = ["Choices", "Progress", "prepare", "prepared"]
 
@@ -46,7 +46,7 @@ def prepare(
         to: Any storage URL; another data set there is a DataError.
         choices: What the catalog leaves open.
         progress: Called after each shard.
-        run: Where the work is done: by default here, one part after the other.
+        run: Where the work is done: by default here, one shard after the other.
         tell: Called with what the user should know of the source.
     """
     choices = choices or Choices()
@@ -58,10 +58,10 @@ def prepare(
         place = look_at(name, source)
         if place.kind == "tars":
             return _describe_tars(name, place, to, choices, run)
-    with planned(name, source, choices, run) as plan:
-        for note in plan.notes:
+    with laid_out(name, source, choices, run) as layout:
+        for note in layout.notes:
             tell(f"note: {note}")
-        return _write(plan, to, progress, run)
+        return _write(layout, to, progress, run)
 
 
 def prepared(name: str, to: str, *, samples_per_shard: int = SAMPLES_PER_SHARD) -> Manifest | None:
@@ -98,28 +98,25 @@ def _there(wanted: Mapping[str, Any], to: str) -> Manifest | None:
     }
     for fact, value in wanted.items():
         if actual[fact] != value:
+            texts = repr(actual[fact]), repr(value)
+            is_now, asked = (text if len(text) <= 100 else f"{text[:100]}..." for text in texts)
             raise DataError(
-                f"{to} holds a different data set: its {fact} is {_brief(actual[fact])}, not {_brief(value)}. "
+                f"{to} holds a different data set: its {fact} is {is_now}, not {asked}. "
                 "Choose another URL, or remove that set first."
             )
     return None if shard_problems(to, found) else found
 
 
-def _brief(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}..."
-
-
-def _write(plan: Plan, to: str, progress: Progress | None, run: Runner) -> Manifest:
-    """What is missing of the plan, then the manifest."""
+def _write(layout: Layout, to: str, progress: Progress | None, run: Runner) -> Manifest:
+    """What is missing of the layout, then the manifest."""
     wanted = {
-        "name": plan.name,
-        "resolution": plan.form.resolution,
-        "channels": plan.form.channels,
-        "class_names": plan.class_names,
-        "flip": plan.flip,
-        "images": plan.counts,
-        "samples per shard": max(count for task in plan.tasks for count in task.counts),
+        "name": layout.name,
+        "resolution": layout.form.resolution,
+        "channels": layout.form.channels,
+        "class_names": layout.class_names,
+        "flip": layout.flip,
+        "images": layout.counts,
+        "samples per shard": max(count for shards in layout.ranges for count in shards.counts),
     }
     if (found := _there(wanted, to)) is not None:
         clear_notes(to)
@@ -127,20 +124,20 @@ def _write(plan: Plan, to: str, progress: Progress | None, run: Runner) -> Manif
     store.check_writable(to)
     # Without its manifest the set does not count as whole until the last lines.
     store.remove(store.join(to, MANIFEST_NAME))
-    done, tasks = pending(plan, to)
-    total, counts = plan.counts, dict.fromkeys(plan.counts, 0)
+    done, missing = pending(layout, to)
+    total, counts = layout.counts, dict.fromkeys(layout.counts, 0)
     shards: dict[str, dict[int, Shard]] = {split: {} for split in total}
-    for written in chain(done, healthy(run(partial(write_task, to=to, form=plan.form), tasks))):
-        shards[written.split][written.index] = written.shard
-        counts[written.split] += written.shard.count
+    for split, index, shard in chain(done, healthy(run(partial(write_shards, to=to, form=layout.form), missing))):
+        shards[split][index] = shard
+        counts[split] += shard.count
         if progress is not None:
-            progress(written.split, counts[written.split], total[written.split])
+            progress(split, counts[split], total[split])
     manifest = Manifest(
-        name=plan.name,
-        resolution=plan.form.resolution,
-        channels=plan.form.channels,
-        class_names=plan.class_names,
-        flip=plan.flip,
+        name=layout.name,
+        resolution=layout.form.resolution,
+        channels=layout.form.channels,
+        class_names=layout.class_names,
+        flip=layout.flip,
         splits={
             split: SplitManifest(count=total[split], shards=tuple(found[index] for index in range(len(found))))
             for split, found in shards.items()
@@ -169,13 +166,15 @@ def _describe_tars(name: str, source: Source, to: str, choices: Choices, run: Ru
     known = DATASETS.get(name)
     shards: dict[str, list[Shard]] = {}
     for scan in scans:
-        shards.setdefault(scan.split, []).append(scan.shard())
+        offsets, sizes = [member.offset for member in scan.members], [member.size for member in scan.members]
+        shard = Shard.of(scan.path, scan.bytes, scan.sha256, offsets, sizes)
+        shards.setdefault(scan.split, []).append(shard)
     manifest = Manifest(
         name=name,
         resolution=resolution,
         channels=channels,
         class_names=known.class_names if known and len(known.class_names) >= len(classes) else classes,
-        flip=known.flip if known else bool(choices.flip),
+        flip=known.flip if known else choices.flip,
         splits={
             split: SplitManifest(count=sum(shard.count for shard in found), shards=tuple(found))
             for split, found in shards.items()

@@ -7,7 +7,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from data import store
-from data.catalog import facts
 from data.errors import DataError
-from data.prepare.layout import Part
+from data.prepare.layout import Stretch
 from data.prepare.pack import Sample
 
 FOLDER = "cifar-10-batches-py"
@@ -83,56 +82,39 @@ def _parsed(payload: bytes, where: str) -> tuple[np.ndarray, list[int]]:
     return images.transpose(0, 2, 3, 1), labels
 
 
-def samples(split: str, source: str) -> Iterator[Sample]:
-    """The 32x32 RGB images of "train" (50,000) or "test" (10,000), in the official order.
-
-    Args:
-        split: The split.
-        source: The archive (.tar.gz or .tar.xz), local or a URL, or the unpacked folder `cifar-10-batches-py`.
-    """
-    if split not in BATCHES:
-        raise DataError(f"{facts('cifar10').name} has no split {split!r}; it has {', '.join(BATCHES)}")
-    with unpacked(source) as folder:
-        for name in BATCHES[split]:
-            path = folder / name
-            yield from BatchPart(path=str(path), name=name, md5=MD5[name]).entries(0, IMAGES_IN_BATCH)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchPart:
-    """The images of one batch file, known by its MD5."""
-
-    path: str = field(repr=False)
-    name: str
-    md5: str
-
-    def entries(self, start: int, stop: int) -> Iterator[Sample]:
-        """Its images from `start` to `stop`."""
-        images, labels = _parsed(_verified(_read(Path(self.path)), self.name, self.path), self.path)
-        for index in range(start, stop):
-            yield Sample(key=f"{self.name}-{index:05d}", image=images[index], label=labels[index])
-
-
-def parts(folder: Path) -> dict[str, list[tuple[Part, int]]]:
-    """The batch files of each split, with their numbers of images."""
-    return {
-        split: [(BatchPart(path=str(folder / name), name=name, md5=MD5[name]), IMAGES_IN_BATCH) for name in names]
-        for split, names in BATCHES.items()
-    }
-
-
-def _read(path: Path) -> bytes:
+def entries(path: Path, batch: tuple[str, str], start: int, stop: int) -> Iterator[Sample]:
+    """Images of a batch file, known by its name and MD5, from `start` to `stop`."""
     try:
-        return path.read_bytes()
+        payload = path.read_bytes()
     except OSError as error:
         raise DataError(
             f"cannot read {path} ({error.strerror}): give the CIFAR-10 archive or its unpacked folder {FOLDER}"
         ) from error
+    name, _ = batch
+    images, labels = _parsed(_verified(payload, name, str(path)), str(path))
+    for index in range(start, stop):
+        yield Sample(key=f"{name}-{index:05d}", image=images[index], label=labels[index])
+
+
+def stretches(folder: Path) -> dict[str, list[Stretch]]:
+    """The batch files of each split: 50,000 RGB images of 32x32 for "train", 10,000 for "test", in official order."""
+    return {
+        split: [
+            Stretch(
+                kind="cifar10", images=(name, MD5[name]), count=IMAGES_IN_BATCH, read=partial(entries, folder / name)
+            )
+            for name in names
+        ]
+        for split, names in BATCHES.items()
+    }
 
 
 @contextmanager
 def unpacked(source: str) -> Iterator[Path]:
-    """A folder with the six batch files of `source`: a given folder itself, or a temporary one for an archive."""
+    """A folder with the six batch files of `source`: a given folder itself, or a temporary one for an archive.
+
+    Of a tar file, of any compression, the batch files are unpacked and nothing else.
+    """
     local = Path(store.absolute(source)) if store.is_local(source) else None
     if local is not None and local.is_dir():
         yield local / FOLDER if (local / FOLDER).is_dir() else local
@@ -142,25 +124,20 @@ def unpacked(source: str) -> Iterator[Path]:
         if local is None:
             local = folder / "archive"
             store.fetch(source, None, None, local)
-        _unpack(local, source, folder)
+        wanted = {f"{FOLDER}/{name}": name for name in MD5}
+        try:
+            with tarfile.open(local, mode="r|*") as tar:
+                for member in tar:
+                    name = wanted.pop(str(PurePosixPath(member.name)), None)
+                    content = tar.extractfile(member) if name is not None and member.size <= _LONGEST_BATCH else None
+                    if name is not None and content is not None:
+                        (folder / name).write_bytes(_verified(content.read(), name, source))
+        except (OSError, tarfile.TarError, EOFError, ValueError) as error:
+            raise DataError(
+                f"cannot read the CIFAR-10 archive {source} ({type(error).__name__}: {error}). Give a whole "
+                f"cifar-10-python.tar.gz, for example from {DOWNLOAD_URL}"
+            ) from error
+        missing = [name for name in MD5 if not (folder / name).exists()]
+        if missing:
+            raise DataError(f"{source} lacks {', '.join(missing)}: download the archive again from {DOWNLOAD_URL}")
         yield folder
-
-
-def _unpack(archive: Path, source: str, folder: Path) -> None:
-    """Writes the batch files, and nothing else, from a tar file of any compression."""
-    wanted = {f"{FOLDER}/{name}": name for name in MD5}
-    try:
-        with tarfile.open(archive, mode="r|*") as tar:
-            for member in tar:
-                name = wanted.pop(str(PurePosixPath(member.name)), None)
-                content = tar.extractfile(member) if name is not None and member.size <= _LONGEST_BATCH else None
-                if name is not None and content is not None:
-                    (folder / name).write_bytes(_verified(content.read(), name, source))
-    except (OSError, tarfile.TarError, EOFError, ValueError) as error:
-        raise DataError(
-            f"cannot read the CIFAR-10 archive {source} ({type(error).__name__}: {error}). Give a whole "
-            f"cifar-10-python.tar.gz, for example from {DOWNLOAD_URL}"
-        ) from error
-    missing = [name for name in MD5 if not (folder / name).exists()]
-    if missing:
-        raise DataError(f"{source} lacks {', '.join(missing)}: download the archive again from {DOWNLOAD_URL}")

@@ -1,8 +1,6 @@
 """The 1,797 handwritten digits that come with scikit-learn, in a split fixed for good."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,8 +16,8 @@ SPLIT_SEED = 20240401
 _BRIGHTEST = 16.0
 
 
-def samples(split: str) -> Iterator[Sample]:
-    """The 8x8 images of "train" (1,500) or "test" (297), their values 0..16 scaled to 0..255 and rounded."""
+def samples(split: str, start: int = 0, stop: int | None = None) -> Iterator[Sample]:
+    """The 8x8 images of "train" (1,500) or "test" (297) from `start` to `stop`; values 0..16 become 0..255, rounded."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -33,16 +31,5 @@ def samples(split: str) -> Iterator[Sample]:
     images = np.rint(digits.data.reshape(-1, 8, 8) * (255.0 / _BRIGHTEST)).astype(np.uint8)
     order = permutation(SPLIT_SEED, 0, sum(counts.values()))
     chosen = order[: counts["train"]] if split == "train" else order[counts["train"] :]
-    for place in chosen:
+    for place in chosen[start:stop]:
         yield Sample(key=f"{split}{place:05d}", image=images[place], label=int(digits.target[place]))
-
-
-@dataclass(frozen=True, kw_only=True)
-class DigitsPart:
-    """All images of a split."""
-
-    split: str
-
-    def entries(self, start: int, stop: int) -> Iterator[Sample]:
-        """Its images from `start` to `stop`."""
-        return islice(samples(self.split), start, stop)

@@ -4,14 +4,14 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
 from data import store
 from data.errors import DataError
 from data.order import permutation
-from data.prepare.layout import Encoded, Part
+from data.prepare.layout import Encoded
 from data.prepare.pixels import IMAGE_SUFFIXES, LARGEST_FILE
 from data.prepare.remote import open_seekable
 
@@ -41,42 +41,35 @@ class Item:
     label: int
     number: int
 
-    def encoded(self, payload: bytes, root: str) -> Encoded:
-        """The item with its content."""
-        return Encoded(key=f"{self.number:08d}", payload=payload, label=self.label, where=f"{root}/{self.name}")
+
+def folder_entries(root: str, items: Sequence[Item], start: int, stop: int) -> Iterator[Encoded]:
+    """Image files of a folder; those of a server are read by several threads, as each takes a moment to answer."""
+    with ThreadPoolExecutor(max_workers=1 if store.is_local(root) else _READERS) as pool:
+        for first in range(start, stop, _READ_AHEAD):
+            group = items[first : min(first + _READ_AHEAD, stop)]
+            payloads = pool.map(store.read_bytes, [store.join(root, item.name) for item in group])
+            for item, payload in zip(group, payloads, strict=True):
+                yield _encoded(item, payload, root)
 
 
-@dataclass(frozen=True, kw_only=True)
-class FolderPart:
-    """Image files of a folder."""
-
-    root: str = field(repr=False)
-    items: tuple[Item, ...]
-
-    def entries(self, start: int, stop: int) -> Iterator[Encoded]:
-        """Its images; those of a server are read by several threads, as each takes a moment to answer."""
-        with ThreadPoolExecutor(max_workers=1 if store.is_local(self.root) else _READERS) as pool:
-            for first in range(start, stop, _READ_AHEAD):
-                group = self.items[first : min(first + _READ_AHEAD, stop)]
-                for item, payload in zip(group, pool.map(self._read, group), strict=True):
-                    yield item.encoded(payload, self.root)
-
-    def _read(self, item: Item) -> bytes:
-        return store.read_bytes(store.join(self.root, item.name))
+def zip_entries(root: str, items: Sequence[Item], start: int, stop: int) -> Iterator[Encoded]:
+    """Image files of a zip file, the checksum of each compared."""
+    with open_seekable(root) as file, open_zip(file, root) as archive:
+        for item in items[start:stop]:
+            where = f"{root}/{item.name}"
+            try:
+                payload = archive.read(item.name)
+            except DataError:
+                raise
+            except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, KeyError) as error:
+                raise DataError(f"{where} cannot be read ({error}): download the zip file again") from error
+            except Exception as error:  # zlib.error and lzma.LZMAError have no base but Exception
+                raise DataError(f"{where} is damaged ({error}): download the zip file again") from error
+            yield _encoded(item, payload, root)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ZipPart:
-    """Image files of a zip file."""
-
-    root: str = field(repr=False)
-    items: tuple[Item, ...]
-
-    def entries(self, start: int, stop: int) -> Iterator[Encoded]:
-        """Its images."""
-        with open_seekable(self.root) as file, open_zip(file, self.root) as archive:
-            for item in self.items[start:stop]:
-                yield item.encoded(read_member(archive, item.name, self.root), self.root)
+def _encoded(item: Item, payload: bytes, root: str) -> Encoded:
+    return Encoded(key=f"{item.number:08d}", payload=payload, label=item.label, where=f"{root}/{item.name}")
 
 
 def open_zip(file: BinaryIO, where: str) -> zipfile.ZipFile:
@@ -87,35 +80,10 @@ def open_zip(file: BinaryIO, where: str) -> zipfile.ZipFile:
         raise DataError(f"{where} is not a whole zip file ({error}): download it again") from error
 
 
-def read_member(archive: zipfile.ZipFile, name: str, where: str) -> bytes:
-    """The content of one member, its checksum compared."""
-    try:
-        return archive.read(name)
-    except DataError:
-        raise
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, NotImplementedError, KeyError) as error:
-        raise DataError(f"{where}/{name} cannot be read ({error}): download the zip file again") from error
-    except Exception as error:  # zlib.error and lzma.LZMAError have no base but Exception
-        raise DataError(f"{where}/{name} is damaged ({error}): download the zip file again") from error
-
-
-def zip_listing(url: str) -> dict[str, int]:
-    """Bytes of each file in a zip file, by name, sorted."""
-    with open_seekable(url) as file, open_zip(file, url) as archive:
-        return {entry.filename: entry.file_size for entry in sorted(archive.infolist(), key=lambda e: e.filename)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sorted:
-    """Image files by split, in the order in which they go into shards."""
-
-    splits: Mapping[str, tuple[Item, ...]]
-    class_names: tuple[str, ...]
-    notes: tuple[str, ...]
-
-
-def sort_out(listing: Mapping[str, int], root: str, *, labelled: bool, held_out: int | None) -> Sorted:
-    """Splits, classes and order of the images in a listing.
+def sort_out(
+    listing: Mapping[str, int], root: str, *, labelled: bool, held_out: int | None
+) -> tuple[dict[str, tuple[Item, ...]], tuple[str, ...], tuple[str, ...]]:
+    """The images of a listing by split, in the order in which they go into shards; the class names; notes for the user.
 
     Folders called train, val or test at the top are the splits; without them the last images are the test split.
 
@@ -135,28 +103,33 @@ def sort_out(listing: Mapping[str, int], root: str, *, labelled: bool, held_out:
             "give each image a folder named after its class, or none"
         )
     labels = {folder: label for label, folder in enumerate(folders)}
-    found = {split: _items(places, labels, listing) for split, places in splits.items()}
-    return Sorted(
-        splits=_with_test(found, held_out),
-        class_names=tuple(folder or "all" for folder in folders),
-        notes=_left_out(listing, images),
-    )
+    found: dict[str, tuple[Item, ...]] = {}
+    for split, places in splits.items():
+        items = [
+            Item(name=name, size=listing[name], label=labels.get(folder, 0), number=number)
+            for number, (name, folder) in enumerate(places.items())
+        ]
+        # Those of several classes in a fixed shuffled order.
+        order = range(len(items)) if len(labels) == 1 else permutation(DEAL_SEED, 0, len(items))
+        found[split] = tuple(items[place] for place in order)
+    others = sorted(set(listing) - set(images))
+    notes = (f"left out {len(others)} files that are no images, for example {others[0]}",) if others else ()
+    return _with_test(found, held_out), tuple(folder or "all" for folder in folders), notes
 
 
 def _images(listing: Mapping[str, int], root: str) -> list[str]:
-    images = sorted(name for name in listing if _is_image(name))
+    images: list[str] = []
+    for name in sorted(listing):
+        path = PurePosixPath(name)
+        hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
+        if path.suffix.lower() in IMAGE_SUFFIXES and not hidden:
+            images.append(name)
     if not images:
         raise DataError(f"there are no images (PNG, JPEG, WebP, PPM, BMP) at {root}: check the path")
     for name in images:
         if not 0 < listing[name] <= LARGEST_FILE:
             raise DataError(f"{root}/{name} has {listing[name]} bytes, not 1 to {LARGEST_FILE}: remove or replace it")
     return images
-
-
-def _is_image(name: str) -> bool:
-    path = PurePosixPath(name)
-    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden
 
 
 def split_of(folder: str) -> str | None:
@@ -181,17 +154,6 @@ def _by_split(images: Sequence[str]) -> dict[str, dict[str, str]]:
     return splits
 
 
-def _items(places: Mapping[str, str], labels: Mapping[str, int], listing: Mapping[str, int]) -> tuple[Item, ...]:
-    """The items of a split; those of several classes in a fixed shuffled order."""
-    items = [
-        Item(name=name, size=listing[name], label=labels.get(folder, 0), number=number)
-        for number, (name, folder) in enumerate(places.items())
-    ]
-    if len(labels) == 1:
-        return tuple(items)
-    return tuple(items[place] for place in permutation(DEAL_SEED, 0, len(items)))
-
-
 def _with_test(found: Mapping[str, tuple[Item, ...]], held_out: int | None) -> dict[str, tuple[Item, ...]]:
     """The splits, with one called test wherever there are images for it."""
     splits = dict(found)
@@ -214,16 +176,3 @@ def held_out_of(count: int, wanted: int | None) -> int:
     if not 0 <= wanted < count:
         raise DataError(f"{wanted} images cannot be held out of {count}: give a number from 0 to {count - 1}")
     return wanted
-
-
-def _left_out(listing: Mapping[str, int], images: Sequence[str]) -> tuple[str, ...]:
-    others = sorted(set(listing) - set(images))
-    if not others:
-        return ()
-    return (f"left out {len(others)} files that are no images, for example {others[0]}",)
-
-
-def file_parts(kind: type[FolderPart | ZipPart], root: str, items: Sequence[Item], size: int) -> list[tuple[Part, int]]:
-    """The items as parts of `size` images, one for each shard."""
-    groups = [tuple(items[start : start + size]) for start in range(0, len(items), size)]
-    return [(kind(root=root, items=group), len(group)) for group in groups]

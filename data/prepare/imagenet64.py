@@ -3,7 +3,7 @@
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import PurePosixPath
 from typing import IO
 
@@ -15,11 +15,12 @@ from data import store
 from data.catalog import facts
 from data.errors import DataError
 from data.prepare.files import open_zip
-from data.prepare.layout import Part
+from data.prepare.layout import Stretch
 from data.prepare.pack import Sample
 from data.prepare.remote import open_seekable
 
-_BATCH = re.compile(r"(?:train_data(?:_batch)?_(?P<number>\d+)|(?P<val>val_data))\.npz")
+BATCH = re.compile(r"(?:train_data(?:_batch)?_(?P<number>\d+)|(?P<val>val_data))\.npz")
+"""Names of the batch files."""
 _SIDE = 64
 _PIXELS = 3 * _SIDE * _SIDE
 _MOST_IMAGES = 2_000_000
@@ -27,79 +28,63 @@ _ROWS = 256
 _BAD = (zipfile.BadZipFile, OSError, EOFError, ValueError, KeyError, RuntimeError, NotImplementedError)
 
 
-@dataclass(frozen=True, kw_only=True)
-class NpzPart:
-    """One batch file: `data`, uint8 of shape (n, 12288) with red, green and blue planes, and `labels` from 1."""
+def entries(url: str, batch: tuple[str, int], start: int, stop: int) -> Iterator[Sample]:
+    """Images of a batch file from `start` to `stop`; rows before `start` are passed over, not kept.
 
-    url: str = field(repr=False)
-    name: str
-    size: int
-
-    def entries(self, start: int, stop: int) -> Iterator[Sample]:
-        """Its images from `start` to `stop`; rows before `start` are passed over, not kept."""
-        try:
-            with open_seekable(self.url) as file, open_zip(file, self.url) as archive:
-                labels = _labels(archive, self.url)
-                with archive.open("data.npy") as rows:
-                    count = _rows(rows, self.url)
-                    if len(labels) != count:
-                        raise DataError(f"{self.url} has {count} images, but {len(labels)} labels: download it again")
-                    rows.seek(start * _PIXELS, 1)
-                    yield from self._samples(rows, labels, start, stop)
-        except _BAD as error:
-            raise DataError(f"cannot read {self.url} ({type(error).__name__}: {error}): download it again") from error
-
-    def _samples(self, rows: IO[bytes], labels: NDArray[np.int64], start: int, stop: int) -> Iterator[Sample]:
-        stem = PurePosixPath(self.name).stem
-        for first in range(start, stop, _ROWS):
-            wanted = min(_ROWS, stop - first)
-            block = np.frombuffer(rows.read(wanted * _PIXELS), np.uint8)
-            images = block.reshape(wanted, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
-            for index, image in enumerate(images, start=first):
-                yield Sample(key=f"{stem}-{index:06d}", image=image, label=int(labels[index]) - 1)
-
-
-def is_batch(path: str) -> bool:
-    """Whether a file is one of the batches, by its name."""
-    return _BATCH.fullmatch(PurePosixPath(path).name) is not None
-
-
-def batches(listing: Mapping[str, int], root: str) -> tuple[dict[str, list[tuple[Part, int]]], tuple[str, ...]]:
-    """The batches of each split with their numbers of images, in the official order, and notes for the user."""
-    found: dict[str, dict[int, tuple[Part, int]]] = {"train": {}, "test": {}}
-    for path, size in listing.items():
-        match = _BATCH.fullmatch(PurePosixPath(path).name)
-        if match is None:
-            continue
-        split, number = ("test", 0) if match["val"] else ("train", int(match["number"]))
-        if number in found[split]:
-            raise DataError(f"{root} holds {PurePosixPath(path).name} twice, the second time as {path}: remove one")
-        url = store.join(root, path)
-        found[split][number] = NpzPart(url=url, name=PurePosixPath(path).name, size=size), _count(url)
-    train = found["train"]
-    if sorted(train) != list(range(1, len(train) + 1)) or not train:
-        raise DataError(f"{root} holds the training batches {sorted(train)}: some are missing; download them too")
-    notes = () if found["test"] else ("there is no val_data.npz, so the set has no test split",)
-    return {split: [parts[n] for n in sorted(parts)] for split, parts in found.items() if parts}, notes
-
-
-def _count(url: str) -> int:
+    Args:
+        url: The file: `data`, uint8 of shape (n, 12288) with red, green and blue planes, and `labels` from 1.
+        batch: Its name and bytes.
+        start: The first image to give.
+        stop: Where to stop.
+    """
+    stem = PurePosixPath(batch[0]).stem
     try:
-        with open_seekable(url) as file, open_zip(file, url) as archive, archive.open("data.npy") as rows:
-            return _rows(rows, url)
+        with open_seekable(url) as file, open_zip(file, url) as archive:
+            labels = _labels(archive, url)
+            with archive.open("data.npy") as rows:
+                count = _rows(rows, url)
+                if len(labels) != count:
+                    raise DataError(f"{url} has {count} images, but {len(labels)} labels: download it again")
+                rows.seek(start * _PIXELS, 1)
+                for first in range(start, stop, _ROWS):
+                    wanted = min(_ROWS, stop - first)
+                    block = np.frombuffer(rows.read(wanted * _PIXELS), np.uint8)
+                    images = block.reshape(wanted, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
+                    for index, image in enumerate(images, start=first):
+                        yield Sample(key=f"{stem}-{index:06d}", image=image, label=int(labels[index]) - 1)
     except _BAD as error:
         raise DataError(f"cannot read {url} ({type(error).__name__}: {error}): download it again") from error
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    if npy.read_magic(file) == (1, 0):
-        return npy.read_array_header_1_0(file)
-    return npy.read_array_header_2_0(file)
+def batches(listing: Mapping[str, int], root: str) -> tuple[dict[str, list[Stretch]], tuple[str, ...]]:
+    """The batches of each split, in the official order, and notes for the user."""
+    found: dict[str, dict[int, Stretch]] = {"train": {}, "test": {}}
+    for path, size in listing.items():
+        name = PurePosixPath(path).name
+        match = BATCH.fullmatch(name)
+        if match is None:
+            continue
+        split, number = ("test", 0) if match["val"] else ("train", int(match["number"]))
+        if number in found[split]:
+            raise DataError(f"{root} holds {name} twice, the second time as {path}: remove one")
+        url = store.join(root, path)
+        try:
+            with open_seekable(url) as file, open_zip(file, url) as archive, archive.open("data.npy") as rows:
+                count = _rows(rows, url)
+        except _BAD as error:
+            raise DataError(f"cannot read {url} ({type(error).__name__}: {error}): download it again") from error
+        found[split][number] = Stretch(kind="npz", images=(name, size), count=count, read=partial(entries, url))
+    train = found["train"]
+    if sorted(train) != list(range(1, len(train) + 1)) or not train:
+        raise DataError(f"{root} holds the training batches {sorted(train)}: some are missing; download them too")
+    notes = () if found["test"] else ("there is no val_data.npz, so the set has no test split",)
+    return {split: [batches[n] for n in sorted(batches)] for split, batches in found.items() if batches}, notes
 
 
 def _rows(file: IO[bytes], where: str) -> int:
     """Number of images of a `data` array; `file` is left where they begin."""
-    shape, by_columns, dtype = _header(file)
+    old = npy.read_magic(file) == (1, 0)
+    shape, by_columns, dtype = npy.read_array_header_1_0(file) if old else npy.read_array_header_2_0(file)
     if dtype != np.uint8 or by_columns or len(shape) != 2 or shape[1] != _PIXELS or not 0 < shape[0] <= _MOST_IMAGES:
         raise DataError(
             f"{where}: data is {dtype} of shape {shape}, not uint8 of shape (n, {_PIXELS}): it is no batch of "

@@ -1,20 +1,20 @@
-"""From a name and a source to a plan: which kind of source it is, and what is to be written from it."""
+"""From a name and a source to a layout: which kind of source it is, and what is to be written from it."""
 
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import PurePosixPath
 
 from data import store
 from data.catalog import DATASETS, facts
 from data.errors import DataError
 from data.prepare import cifar10, digits, files, imagenet64, lsun, tars
-from data.prepare.layout import Part, Plan, tasks_of
+from data.prepare.layout import Layout, Stretch, shard_ranges
 from data.prepare.pack import SAMPLES_PER_SHARD, Form, default_encoding
+from data.prepare.remote import open_seekable
 from data.prepare.write import Runner
-
-Parts = Mapping[str, list[tuple[Part, int]]]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 
@@ -24,18 +24,18 @@ class Choices:
     """What the user may decide. None takes what the catalog says, or what is usual.
 
     Attributes:
-        resolution: Height and width; needed for a set that the catalog does not know.
-        channels: 1 (grey) or 3 (RGB); usually 3.
-        flip: Whether mirrored images may be trained on; usually not.
-        encoding: "raw", "png" or "webp".
-        held_out: Size of the test split where the source marks none; usually a tenth, at most 1,000.
-        samples_per_shard: Samples in each shard but the last of each part of the source.
-        rewrite: Of an existing WebDataset, write new shards rather than describe those there are.
+        resolution: Height and width; needed for images of your own, which are cropped to their centre and resized.
+        channels: 1 (grey) or 3 (RGB) for images of your own, by default 3.
+        flip: Training may mirror images of your own; the catalog knows it of its sets.
+        encoding: raw, png or webp, all without loss; by default raw up to 64 px and webp above.
+        held_out: Images for the test split where the source marks none; by default a tenth, at most 1,000.
+        samples_per_shard: Images in a shard.
+        rewrite: Crop and resize an existing WebDataset into new shards, rather than describe its tars as they are.
     """
 
     resolution: int | None = None
     channels: int | None = None
-    flip: bool | None = None
+    flip: bool = False
     encoding: str | None = None
     held_out: int | None = None
     samples_per_shard: int = SAMPLES_PER_SHARD
@@ -73,21 +73,22 @@ def check_name(name: str, choices: Choices, *, own_size: bool = False) -> None:
     known = DATASETS.get(name)
     if known is None:
         if choices.resolution is None and not own_size:
-            _explain_unknown(name)
+            try:
+                facts(name)
+            except DataError as error:
+                raise DataError(
+                    f"{error}. For images of your own, under a name of your own, give their --resolution"
+                ) from None
         if not _NAME.fullmatch(name):
             raise DataError(f"the name {name!r} must be of a-z, 0-9, '.', '_' and '-'")
         return
-    for option, fact in (("resolution", known.resolution), ("channels", known.channels), ("flip", known.flip)):
-        chosen = getattr(choices, option)
+    for option, fact, chosen in (
+        ("resolution", known.resolution, choices.resolution),
+        ("channels", known.channels, choices.channels),
+        ("flip", known.flip, choices.flip or None),
+    ):
         if chosen not in (None, fact):
             raise DataError(f"{name} has {option} {fact}, not {chosen}: leave that out, or choose a name of your own")
-
-
-def _explain_unknown(name: str) -> None:
-    try:
-        facts(name)
-    except DataError as error:
-        raise DataError(f"{error}. For images of your own, under a name of your own, give their --resolution") from None
 
 
 def look_at(name: str, source: str) -> Source:
@@ -95,23 +96,26 @@ def look_at(name: str, source: str) -> Source:
     listing = store.walk(source)
     if listing.keys() == {""}:
         if source.lower().endswith(".zip"):
-            return Source(root=source, listing=files.zip_listing(source), kind="zip")
+            with open_seekable(source) as file, files.open_zip(file, source) as archive:
+                members = sorted(archive.infolist(), key=lambda member: member.filename)
+            return Source(root=source, listing={each.filename: each.file_size for each in members}, kind="zip")
         root, _, file = source.rpartition("/")
         source, listing = root or ".", {file: listing[""]}
     if not listing:
         raise DataError(f"there are no files at {source}: check the path")
-    if name == "imagenet64" and any(map(imagenet64.is_batch, listing)):
-        return Source(root=source, listing=listing, kind="npz")
-    if any(map(lsun.is_database, listing)):
-        return Source(root=source, listing=listing, kind="lmdb")
-    if any(path.lower().endswith(".tar") for path in listing):
-        return Source(root=source, listing=listing, kind="tars")
-    return Source(root=source, listing=listing, kind="folder")
+    names = {PurePosixPath(path).name for path in listing}
+    if name == "imagenet64" and any(map(imagenet64.BATCH.fullmatch, names)):
+        kind = "npz"
+    elif lsun.DATABASE in names:
+        kind = "lmdb"
+    else:
+        kind = "tars" if any(path.lower().endswith(".tar") for path in listing) else "folder"
+    return Source(root=source, listing=listing, kind=kind)
 
 
 @contextmanager
-def planned(name: str, source: str | None, choices: Choices, run: Runner) -> Iterator[Plan]:
-    """The plan for a data set, valid as long as the block lasts."""
+def laid_out(name: str, source: str | None, choices: Choices, run: Runner) -> Iterator[Layout]:
+    """The layout of a data set, valid as long as the block lasts."""
     check_name(name, choices, own_size=source is not None)
     if name == "digits":
         if source is not None:
@@ -119,7 +123,10 @@ def planned(name: str, source: str | None, choices: Choices, run: Runner) -> Ite
                 f"digits comes with scikit-learn and takes no source, but {source!r} was given: leave it out"
             )
         counts = facts(name).splits
-        yield _plan(name, choices, {split: [(digits.DigitsPart(split=split), counts[split])] for split in counts})
+        stretches = {
+            split: [Stretch(kind="digits", images=split, count=counts[split], read=digits.samples)] for split in counts
+        }
+        yield _layout(name, choices, stretches)
     elif name == "cifar10":
         if source is None:
             raise DataError(
@@ -127,38 +134,38 @@ def planned(name: str, source: str | None, choices: Choices, run: Runner) -> Ite
                 f"for example {cifar10.DOWNLOAD_URL}"
             )
         with cifar10.unpacked(source) as folder:
-            yield _plan(name, choices, cifar10.parts(folder), local=True)
+            yield _layout(name, choices, cifar10.stretches(folder))
     elif source is None:
         known = f": {facts(name).source_note}" if name in DATASETS else ""
         raise DataError(f"{name} needs a source, the path or URL of its images{known}")
     else:
-        yield plan_of(name, look_at(name, source), choices, run)
+        yield layout_of(name, look_at(name, source), choices, run)
 
 
-def plan_of(name: str, source: Source, choices: Choices, run: Runner) -> Plan:
-    """The plan for the images of a source; those of tars are found by reading these once."""
+def layout_of(name: str, source: Source, choices: Choices, run: Runner) -> Layout:
+    """The layout of the images of a source; those of tars are found by reading these once."""
     check_name(name, choices)
-    local = store.is_local(source.root)
+    root, size, held_out = source.root, choices.samples_per_shard, choices.held_out
     labelled = name not in DATASETS or len(facts(name).class_names) > 1
-    size, held_out = choices.samples_per_shard, choices.held_out
+    stretches: dict[str, list[Stretch]] = {}
     if source.kind == "npz":
-        parts, notes = imagenet64.batches(source.listing, source.root)
-        return _plan(name, choices, parts, local=local, notes=notes)
+        stretches, notes = imagenet64.batches(source.listing, root)
+        return _layout(name, choices, stretches, notes=notes)
     if source.kind == "lmdb":
-        parts = lsun.databases(source.listing, source.root, size=size, held_out=held_out)
-        return _plan(name, choices, parts, classes=None if name in DATASETS else ("all",), local=True)
+        stretches = lsun.databases(source.listing, root, size=size, held_out=held_out)
+        return _layout(name, choices, stretches, classes=None if name in DATASETS else ("all",))
     if source.kind == "tars":
         scans = scanned(source, run)
-        found: dict[str, list[tuple[Part, int]]] = {}
         for scan in scans:
-            found.setdefault(scan.split, []).append((tars.TarPart(root=source.root, scan=scan), len(scan.members)))
-        return _plan(name, choices, found, classes=tars.classes_of(scans, source.root), local=local)
-    kind = files.ZipPart if source.kind == "zip" else files.FolderPart
-    images = files.sort_out(source.listing, source.root, labelled=labelled, held_out=held_out)
-    parts = {split: files.file_parts(kind, source.root, items, size) for split, items in images.splits.items()}
-    return _plan(
-        name, choices, parts, classes=images.class_names if labelled else None, local=local, notes=images.notes
-    )
+            stretch = Stretch(kind="tar", images=scan, count=len(scan.members), read=partial(tars.entries, root))
+            stretches.setdefault(scan.split, []).append(stretch)
+        return _layout(name, choices, stretches, classes=tars.classes_of(scans, root))
+    splits, classes, notes = files.sort_out(source.listing, root, labelled=labelled, held_out=held_out)
+    read = partial(files.zip_entries if source.kind == "zip" else files.folder_entries, root)
+    for split, items in splits.items():
+        groups = [items[start : start + size] for start in range(0, len(items), size)]
+        stretches[split] = [Stretch(kind=source.kind, images=group, count=len(group), read=read) for group in groups]
+    return _layout(name, choices, stretches, classes=classes if labelled else None, notes=notes)
 
 
 def scanned(source: Source, run: Runner) -> list[tars.Scan]:
@@ -167,32 +174,32 @@ def scanned(source: Source, run: Runner) -> list[tars.Scan]:
     return sorted(run(partial(tars.scan, root=source.root), paths), key=lambda scan: scan.path)
 
 
-def _plan(
+def _layout(
     name: str,
     choices: Choices,
-    parts: Parts,
+    stretches: Mapping[str, list[Stretch]],
     *,
     classes: tuple[str, ...] | None = None,
-    local: bool = False,
     notes: tuple[str, ...] = (),
-) -> Plan:
-    """The plan; where `classes` is None they are those of the catalog."""
+) -> Layout:
+    """The layout; where `classes` is None they are those of the catalog."""
     known = DATASETS.get(name)
     resolution = known.resolution if known else choices.resolution or 0
     channels = known.channels if known else choices.channels or 3
     encoding = choices.encoding or default_encoding(resolution)
     names = facts(name).class_names if classes is None else classes
-    plan = Plan(
+    layout = Layout(
         name=name,
         form=Form(resolution=resolution, channels=channels, encoding=encoding),
         class_names=names,
-        flip=known.flip if known else bool(choices.flip),
-        tasks=tuple(task for split in parts for task in tasks_of(split, parts[split], choices.samples_per_shard)),
-        local=local,
+        flip=known.flip if known else choices.flip,
+        ranges=tuple(
+            shards for split in stretches for shards in shard_ranges(split, stretches[split], choices.samples_per_shard)
+        ),
         notes=notes,
     )
-    if known is None or plan.counts == dict(known.splits):
-        return plan
+    if known is None or layout.counts == dict(known.splits):
+        return layout
     published = ", ".join(f"{count:,} {split}" for split, count in known.splits.items())
-    found = ", ".join(f"{count:,} {split}" for split, count in plan.counts.items())
-    return replace(plan, notes=(*notes, f"the source holds {found} images, but {name} has {published}"))
+    found = ", ".join(f"{count:,} {split}" for split, count in layout.counts.items())
+    return replace(layout, notes=(*notes, f"the source holds {found} images, but {name} has {published}"))

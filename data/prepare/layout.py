@@ -1,13 +1,13 @@
 """What goes into which shard: a pure function of a source's listing, so that each shard can be written by itself."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from data.prepare.pack import Form, Sample
 
-_SHARDS_PER_TASK = 8
+_SHARDS_IN_RANGE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,42 +27,43 @@ class Encoded:
     where: str
 
 
-class Part(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
     """A stretch of a source that is read in one go; it travels to the process that reads it.
 
-    Its `repr` says which images these are, and not where the source happens to lie.
+    Attributes:
+        kind: What sort of source it is.
+        images: Which images these are; its `repr` does not say where the source happens to lie.
+        count: How many they are.
+        read: Called with `images`, a start and a stop: the images between these, in their order.
     """
 
-    def entries(self, start: int, stop: int) -> Iterator[Sample | Encoded]:
-        """Its images from `start` to `stop`, in their order."""
-        ...
+    kind: str
+    images: Any
+    count: int
+    read: Callable[[Any, int, int], Iterator[Sample | Encoded]] = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """Consecutive shards of one split, written from one part of the source.
+class ShardRange:
+    """Consecutive shards of one split, written from one stretch of the source.
 
     Attributes:
         split: The split.
         first: Number of its first shard.
         counts: Images of each shard.
-        part: Where they come from.
-        start: Place in the part of its first image.
+        stretch: Where they come from.
+        start: Place in the stretch of its first image.
     """
 
     split: str
     first: int
     counts: tuple[int, ...]
-    part: Part
+    stretch: Stretch
     start: int = 0
 
-    @property
-    def images(self) -> int:
-        """Images in all its shards."""
-        return sum(self.counts)
-
-    def only(self, begin: int, end: int) -> "Task":
-        """The task of its shards `begin` to `end` (not included), counted from its first."""
+    def only(self, begin: int, end: int) -> "ShardRange":
+        """Its shards `begin` to `end` (not included), counted from its first."""
         start = self.start + sum(self.counts[:begin])
         return replace(self, first=self.first + begin, counts=self.counts[begin:end], start=start)
 
@@ -72,7 +73,7 @@ class Task:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Layout:
     """A whole data set, before any of its images is read.
 
     Attributes:
@@ -80,8 +81,7 @@ class Plan:
         form: Size and encoding of its images.
         class_names: Name of each label, in label order.
         flip: Whether mirrored images may be trained on.
-        tasks: All there is to write.
-        local: Whether the source can be read on this machine only.
+        ranges: All shards there are to write.
         notes: What the user should know of the source.
     """
 
@@ -89,32 +89,26 @@ class Plan:
     form: Form
     class_names: tuple[str, ...]
     flip: bool
-    tasks: tuple[Task, ...]
-    local: bool
+    ranges: tuple[ShardRange, ...]
     notes: tuple[str, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
         """Images of each split."""
-        return {split: self.images(split) for split in dict.fromkeys(task.split for task in self.tasks)}
-
-    def images(self, split: str) -> int:
-        """Images of one split."""
-        return sum(task.images for task in self.tasks if task.split == split)
-
-
-def chunks(total: int, size: int) -> tuple[int, ...]:
-    """`total` as a sum of numbers that are all `size` but the last."""
-    return tuple(min(size, total - start) for start in range(0, total, size))
+        found: dict[str, int] = {}
+        for shards in self.ranges:
+            found[shards.split] = found.get(shards.split, 0) + sum(shards.counts)
+        return found
 
 
-def tasks_of(split: str, parts: Sequence[tuple[Part, int]], samples_per_shard: int) -> list[Task]:
-    """Tasks of up to eight shards for parts, each with its number of images; no shard holds images of two parts."""
-    tasks: list[Task] = []
+def shard_ranges(split: str, stretches: Sequence[Stretch], samples_per_shard: int) -> list[ShardRange]:
+    """Ranges of up to eight shards for the stretches; no shard holds images of two of them."""
+    ranges: list[ShardRange] = []
     first = 0
-    for part, count in parts:
-        whole = Task(split=split, first=first, counts=chunks(count, samples_per_shard), part=part)
+    for stretch in stretches:
+        counts = (min(samples_per_shard, stretch.count - at) for at in range(0, stretch.count, samples_per_shard))
+        whole = ShardRange(split=split, first=first, counts=tuple(counts), stretch=stretch)
         shards = len(whole.counts)
-        tasks += [whole.only(at, min(at + _SHARDS_PER_TASK, shards)) for at in range(0, shards, _SHARDS_PER_TASK)]
+        ranges += [whole.only(at, min(at + _SHARDS_IN_RANGE, shards)) for at in range(0, shards, _SHARDS_IN_RANGE)]
         first += shards
-    return tasks
+    return ranges

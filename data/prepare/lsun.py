@@ -2,68 +2,54 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data import store
 from data.errors import DataError
 from data.prepare.files import held_out_of, split_of
-from data.prepare.layout import Encoded, Part
+from data.prepare.layout import Encoded, Stretch
 from data.prepare.pixels import LARGEST_FILE
 
-_DATABASE = "data.mdb"
+DATABASE = "data.mdb"
+"""Name of the file that makes a folder a database."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LmdbPart:
-    """Consecutive images of a database.
+def _entries(folder: str, images: tuple[bytes, int, int], start: int, stop: int) -> Iterator[Encoded]:
+    """Consecutive images of a database, in the order of their keys.
 
-    Attributes:
+    Args:
         folder: The database.
-        key: Key of the first image.
-        number: Its place among all images.
-        entries_in_all: Images of the whole database.
+        images: Key of the first image, its place among all images, and the number of all.
+        start: The first to give, counted from that.
+        stop: Where to stop, counted from that.
     """
-
-    folder: str = field(repr=False)
-    key: bytes
-    number: int
-    entries_in_all: int
-
-    def entries(self, start: int, stop: int) -> Iterator[Encoded]:
-        """Its images from `start` to `stop`, in the order of their keys."""
-        with _transaction(self.folder) as transaction:
-            cursor = transaction.cursor()
-            if not cursor.set_key(self.key):
-                raise DataError(f"{self.folder} lost the key {self.key!r} since it was listed: run the command again")
-            for place, (key, value) in enumerate(cursor.iternext(keys=True, values=True)):
-                if place >= stop:
-                    return
-                if place < start:
-                    continue
-                where = f"{self.folder}: {key.decode('ascii', 'replace')}"
-                if len(value) > LARGEST_FILE:
-                    raise DataError(f"{where} has {len(value)} bytes, more than the {LARGEST_FILE} that are read")
-                yield Encoded(key=f"{self.number + place:08d}", payload=value, label=0, where=where)
+    first, number, _ = images
+    with _transaction(folder) as transaction:
+        cursor = transaction.cursor()
+        if not cursor.set_key(first):
+            raise DataError(f"{folder} lost the key {first!r} since it was listed: run the command again")
+        for place, (key, value) in enumerate(cursor.iternext(keys=True, values=True)):
+            if place >= stop:
+                return
+            if place < start:
+                continue
+            where = f"{folder}: {key.decode('ascii', 'replace')}"
+            if len(value) > LARGEST_FILE:
+                raise DataError(f"{where} has {len(value)} bytes, more than the {LARGEST_FILE} that are read")
+            yield Encoded(key=f"{number + place:08d}", payload=value, label=0, where=where)
 
 
-def is_database(path: str) -> bool:
-    """Whether a file is the database of a folder, by its name."""
-    return PurePosixPath(path).name == _DATABASE
-
-
-def databases(
-    listing: Mapping[str, int], root: str, *, size: int, held_out: int | None
-) -> dict[str, list[tuple[Part, int]]]:
-    """The images of each split, as parts of `size` images, each for one shard.
+def databases(listing: Mapping[str, int], root: str, *, size: int, held_out: int | None) -> dict[str, list[Stretch]]:
+    """The images of each split, as stretches of `size` images, each for one shard.
 
     A database with "val" or "test" in its folder's name is the test split; without one the last images are.
     """
     if not store.is_local(root):
         raise DataError(f"{root} is not on this machine: an lmdb is read from a local disk only, so download it first")
     folders: dict[str, str] = {}
-    for path in filter(is_database, listing):
+    for path in filter(lambda path: PurePosixPath(path).name == DATABASE, listing):
         folder = str(PurePosixPath(path).parent)
         place = store.absolute(root if folder == "." else store.join(root, folder))
         split = "train" if split_of(Path(place).name) in (None, "train") else "test"
@@ -76,11 +62,11 @@ def databases(
         raise DataError(f"{root} holds no training database, only {folders['test']}: give bedroom_train_lmdb too")
     counts = {split: _count(place) for split, place in folders.items()}
     kept = counts["train"] - (0 if "test" in folders else held_out_of(counts["train"], held_out))
-    found = {"train": _parts(folders["train"], 0, kept, size)}
+    found = {"train": _stretches(folders["train"], 0, kept, size)}
     if "test" in folders:
-        found["test"] = _parts(folders["test"], 0, counts["test"], size)
+        found["test"] = _stretches(folders["test"], 0, counts["test"], size)
     elif kept < counts["train"]:
-        found["test"] = _parts(folders["train"], kept, counts["train"], size)
+        found["test"] = _stretches(folders["train"], kept, counts["train"], size)
     return found
 
 
@@ -92,16 +78,16 @@ def _count(folder: str) -> int:
     return count
 
 
-def _parts(folder: str, first: int, end: int, size: int) -> list[tuple[Part, int]]:
-    """Images `first` to `end` (not included) as parts of `size`; only keys are read, never a value."""
-    parts: list[tuple[Part, int]] = []
+def _stretches(folder: str, first: int, end: int, size: int) -> list[Stretch]:
+    """Images `first` to `end` (not included) as stretches of `size`; only keys are read, never a value."""
+    found: list[Stretch] = []
     with _transaction(folder) as transaction:
         total = int(transaction.stat()["entries"])
         for place, key in enumerate(transaction.cursor().iternext(keys=True, values=False)):
             if first <= place < end and (place - first) % size == 0:
-                part = LmdbPart(folder=folder, key=key, number=place, entries_in_all=total)
-                parts.append((part, min(size, end - place)))
-    return parts
+                images, count = (key, place, total), min(size, end - place)
+                found.append(Stretch(kind="lmdb", images=images, count=count, read=partial(_entries, folder)))
+    return found
 
 
 @contextmanager

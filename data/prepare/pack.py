@@ -8,7 +8,7 @@ none and is never taken for whole.
 import hashlib
 import io
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,7 @@ SAMPLES_PER_SHARD = 1000
 ENCODINGS = ("raw", "png", "webp")
 _LARGEST_RAW = 64
 # More effort makes files a tenth smaller, and takes twenty times as long.
-_WEBP = {"lossless": True, "method": 0, "quality": 20}
+_OPTIONS = {"png": {}, "webp": {"lossless": True, "method": 0, "quality": 20}}
 _MODE = 0o444
 # A whole number: for a fraction, and even for 0.0, the tar writer would add a header block beyond plain USTAR.
 _MODIFIED = 0
@@ -88,42 +88,33 @@ def default_encoding(resolution: int) -> str:
     return "raw" if resolution <= _LARGEST_RAW else "webp"
 
 
-def encoded(image: NDArray[np.uint8], encoding: str) -> tuple[str, bytes]:
-    """Extension and content of the shard member that holds an image of shape (R, R) or (R, R, 3)."""
-    if encoding == "raw":
-        channels = 1 if image.ndim == 2 else 3
-        return "pgm" if channels == 1 else "ppm", raw_header(len(image), channels) + image.tobytes()
-    buffer = io.BytesIO()
-    options = _WEBP if encoding == "webp" else {}
-    Image.fromarray(image).save(buffer, format=encoding, **options)
-    return encoding, buffer.getvalue()
+def pack(samples: Iterable[Sample], encoding: str) -> tuple[bytes, list[int], list[int]]:
+    """The samples as one plain USTAR file, and first byte and size of each image in it.
 
+    The same samples give the same bytes.
+    """
+    from webdataset.writer import TarWriter
 
-@dataclass(frozen=True, kw_only=True)
-class Packed:
-    """The bytes of one shard, and where its images lie in them."""
-
-    payload: bytes
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
-
-    def shard(self, path: str) -> Shard:
-        """Its entry for the manifest."""
-        return Shard.of(path, len(self.payload), hashlib.sha256(self.payload).hexdigest(), self.offsets, self.sizes)
-
-
-def pack(samples: Iterable[Sample], encoding: str) -> Packed:
-    """The samples as one plain USTAR file; the same samples give the same bytes."""
     buffer = io.BytesIO()
     offsets: list[int] = []
     sizes: list[int] = []
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    with TarWriter(buffer, user="", group="", mode=_MODE, mtime=_MODIFIED, encoder=False) as writer:
         for sample in samples:
-            extension, payload = encoded(sample.image, encoding)
-            for name, content in ((LABEL_EXTENSION, b"%d" % sample.label), (extension, payload)):
-                member = tarfile.TarInfo(f"{sample.key}.{name}")
-                member.size, member.mode, member.mtime = len(content), _MODE, _MODIFIED
-                tar.addfile(member, io.BytesIO(content))
+            if encoding == "raw":
+                channels = 1 if sample.image.ndim == 2 else 3
+                extension = "pgm" if channels == 1 else "ppm"
+                payload = raw_header(len(sample.image), channels) + sample.image.tobytes()
+            else:
+                extension, picture = encoding, io.BytesIO()
+                Image.fromarray(sample.image).save(picture, format=encoding, **_OPTIONS[encoding])
+                payload = picture.getvalue()
+            writer.write({"__key__": sample.key, LABEL_EXTENSION: b"%d" % sample.label, extension: payload})
             sizes.append(len(payload))
-            offsets.append(buffer.tell() - -(-len(payload) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
-    return Packed(payload=buffer.getvalue(), offsets=tuple(offsets), sizes=tuple(sizes))
+            # The writer sorts the members of a sample by extension, so its image is the last of them.
+            offsets.append(writer.tarstream.offset - -(-len(payload) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
+    return buffer.getvalue(), offsets, sizes
+
+
+def shard_of(path: str, payload: bytes, offsets: Sequence[int], sizes: Sequence[int]) -> Shard:
+    """The entry of a packed shard for the manifest."""
+    return Shard.of(path, len(payload), hashlib.sha256(payload).hexdigest(), offsets, sizes)

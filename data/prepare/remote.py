@@ -27,10 +27,6 @@ class _Ranges(io.RawIOBase):
         """It can be read anywhere."""
         return True
 
-    def tell(self) -> int:
-        """The place of the next read."""
-        return self._at
-
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Moves the place of the next read."""
         self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._version.length}[whence]

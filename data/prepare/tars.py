@@ -6,7 +6,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
@@ -18,7 +18,6 @@ from PIL import Image
 from data import store
 from data.decode import IMAGE_EXTENSIONS, JSON_EXTENSION, LABEL_EXTENSION, label_of, members
 from data.errors import DataError
-from data.manifest import Shard
 from data.prepare.files import split_of
 from data.prepare.layout import Encoded
 from data.prepare.pixels import LARGEST_FILE
@@ -58,7 +57,8 @@ class Scan:
         bytes: Its length.
         sha256: Its hash.
         members: Its images.
-        forms: The (height, width, channels) that occur, each with the first key that has it.
+        forms: The (height, width, channels) that occur, each with the first key that has it; 0 channels stand for
+            colour spaces other than grey and RGB.
     """
 
     path: str
@@ -68,42 +68,27 @@ class Scan:
     members: tuple[Member, ...]
     forms: Mapping[tuple[int, int, int], str]
 
-    def shard(self) -> Shard:
-        """Its entry for a manifest that describes it as it is."""
-        offsets, sizes = [member.offset for member in self.members], [member.size for member in self.members]
-        return Shard.of(self.path, self.bytes, self.sha256, offsets, sizes)
 
-
-@dataclass(frozen=True, kw_only=True)
-class TarPart:
-    """The images of one tar, to be cropped, resized and written anew."""
-
-    root: str = field(repr=False)
-    scan: Scan
-
-    def entries(self, start: int, stop: int) -> Iterator[Encoded]:
-        """Its images from `start` to `stop`."""
-        url = store.join(self.root, self.scan.path)
-        stem = PurePosixPath(self.scan.path).stem.replace(".", "_")
-        with _fetched(url, self.scan.bytes, self.scan.sha256) as file:
-            for number, member in enumerate(self.scan.members[start:stop], start=start):
-                file.seek(member.offset)
-                yield Encoded(
-                    key=f"{stem[:80]}-{number:08d}",
-                    payload=file.read(member.size),
-                    label=member.label or 0,
-                    where=f"{url}: {member.key}",
-                )
-
-
-def tar_split(path: str) -> str:
-    """The split of a tar, by its name and its folders: test if one of them says val or test, else train."""
-    parts = [PurePosixPath(path).name.partition(".")[0], *PurePosixPath(path).parent.parts]
-    return "test" if {"val", "test"} & {split_of(part) for part in parts} else "train"
+def entries(root: str, scan: Scan, start: int, stop: int) -> Iterator[Encoded]:
+    """Images of one tar from `start` to `stop`, to be cropped, resized and written anew."""
+    url = store.join(root, scan.path)
+    stem = PurePosixPath(scan.path).stem.replace(".", "_")
+    with _fetched(url, scan.bytes, scan.sha256) as file:
+        for number, member in enumerate(scan.members[start:stop], start=start):
+            file.seek(member.offset)
+            yield Encoded(
+                key=f"{stem[:80]}-{number:08d}",
+                payload=file.read(member.size),
+                label=member.label or 0,
+                where=f"{url}: {member.key}",
+            )
 
 
 def scan(path: str, root: str) -> Iterator[Scan]:
-    """Reads one tar whole, decoding no pixels: a tar that is cut, empty or could run code is a DataError."""
+    """Reads one tar whole, decoding no pixels: a tar that is cut, empty or could run code is a DataError.
+
+    It is of the test split if its name or one of its folders says val or test, else of train.
+    """
     url = store.join(root, path)
     with _fetched(url, None, None) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -128,7 +113,10 @@ def scan(path: str, root: str) -> Iterator[Scan]:
             )
         if odd:
             raise DataError(f"{url}: {min(odd)!r} has a label but no image: copy it again, or remove the label")
-    yield Scan(path=path, split=tar_split(path), bytes=length, sha256=digest, members=found, forms=forms)
+    place = PurePosixPath(path)
+    marks = {split_of(part) for part in (place.name.partition(".")[0], *place.parent.parts)}
+    split = "test" if {"val", "test"} & marks else "train"
+    yield Scan(path=path, split=split, bytes=length, sha256=digest, members=found, forms=forms)
 
 
 @contextmanager
@@ -159,7 +147,15 @@ def _images(
             if key in places:
                 raise DataError(f"{where}: {key!r} has two images: only one is read, so remove the other")
             places[key] = member.offset_data, member.size
-            forms.setdefault(_form(_content(file, member, LARGEST_FILE, where), f"{where}: {key}"), key)
+            content = _content(file, member, LARGEST_FILE, where)
+            try:
+                with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+                    form = image.height, image.width, _CHANNELS_OF_MODE.get(image.mode, 0)
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                raise DataError(
+                    f"{where}: {key}: not a readable PNG, JPEG, WebP or PPM image: replace or remove it"
+                ) from error
+            forms.setdefault(form, key)
         elif extension in labels:
             content = _content(file, member, _LONGEST_LABEL, where)
             label = label_of(extension, content, _MOST_CLASSES, f"{where}: {key}")
@@ -179,15 +175,6 @@ def _content(file: BinaryIO, member: tarfile.TarInfo, most: int, where: str) -> 
     if len(payload) < member.size:
         raise EOFError(f"member {member.name!r} is cut off")
     return payload
-
-
-def _form(payload: bytes, where: str) -> tuple[int, int, int]:
-    """Height, width and channels (0 for colour spaces other than grey and RGB), from the image's header."""
-    try:
-        with Image.open(io.BytesIO(payload), formats=_FORMATS) as image:
-            return image.height, image.width, _CHANNELS_OF_MODE.get(image.mode, 0)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{where}: not a readable PNG, JPEG, WebP or PPM image: replace or remove it") from error
 
 
 def form_of(scans: list[Scan], root: str) -> tuple[int, int]:

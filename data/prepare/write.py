@@ -1,4 +1,4 @@
-"""Writes planned shards, each with a note beside it, so that a killed run goes on where it was.
+"""Writes the shards of a layout, each with a note beside it, so that a killed run goes on where it was.
 
 A note is a hidden file that says what the shard was made from and what it must hold. It is written after its shard, and
 all are removed after the manifest is written.
@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 from data import store
 from data.errors import DataError
 from data.manifest import Shard, read_record, shard_name
-from data.prepare.layout import Encoded, Plan, Task
-from data.prepare.pack import Form, Sample, pack
+from data.prepare.layout import Encoded, Layout, ShardRange
+from data.prepare.pack import Form, Sample, pack, shard_of
 from data.prepare.pixels import square
 
 T = TypeVar("T")
@@ -25,6 +25,10 @@ R = TypeVar("R")
 Runner = Callable[[Callable[[Any], Iterator[Any]], Sequence[Any]], Iterator[Any]]
 """Calls a function on each of several tasks, somewhere, and yields what the calls yield, in any order."""
 
+Written = tuple[str, int, Shard]
+"""A shard that is in storage: its split, its number and its entry in the manifest."""
+
+_NOTE = ".{}.json"
 _LEFT_BEHIND = re.compile(r"\.[\w.-]+\.(?:tar|json)\.[0-9a-f]{32}\.tmp|\.[\w-]+-\d{6}\.tar\.json")
 _READERS = 16
 _NAMED = 10
@@ -38,49 +42,30 @@ class Note:
     shard: Shard
 
 
-@dataclass(frozen=True, kw_only=True)
-class Written:
-    """A shard that is in storage."""
-
-    split: str
-    index: int
-    shard: Shard
-
-
-@dataclass(frozen=True, kw_only=True)
-class Damaged:
-    """Images that a shard cannot be written without, each with its problem."""
-
-    problems: tuple[str, ...]
-
-
 def in_turn(call: Callable[[T], Iterator[R]], tasks: Sequence[T]) -> Iterator[R]:
     """The plain `Runner`: one task after the other, in this process."""
     for task in tasks:
         yield from call(task)
 
 
-def write_task(task: Task, *, to: str, form: Form) -> Iterator[Written | Damaged]:
-    """Writes the shards of a task under the URL `to`; one with unreadable images is left out and told of."""
-    entries = task.part.entries(task.start, task.start + task.images)
-    for place, count in enumerate(task.counts):
-        index = task.first + place
+def write_shards(shards: ShardRange, *, to: str, form: Form) -> Iterator[Written | list[str]]:
+    """Writes consecutive shards under the URL `to`; of one with unreadable images only their problems are told."""
+    stretch = shards.stretch
+    entries = stretch.read(stretch.images, shards.start, shards.start + sum(shards.counts))
+    for place, count in enumerate(shards.counts):
+        index = shards.first + place
         problems: list[str] = []
-        packed = pack(_samples(islice(entries, count), form, problems), form.encoding)
+        payload, offsets, sizes = pack(_samples(islice(entries, count), form, problems), form.encoding)
         if problems:
-            yield Damaged(problems=tuple(problems))
+            yield problems
             continue
-        shard = packed.shard(shard_name(task.split, index))
+        shard = shard_of(shard_name(shards.split, index), payload, offsets, sizes)
         if shard.count != count:
             raise DataError(f"the source gave {shard.count} images for {shard.path}, not {count}: it has changed")
-        store.write_bytes(store.join(to, shard.path), packed.payload)
-        note = Note(source=task.only(place, place + 1).fingerprint(form), shard=shard)
-        store.write_json(store.join(to, _note(shard.path)), asdict(note))
-        yield Written(split=task.split, index=index, shard=shard)
-
-
-def _note(path: str) -> str:
-    return f".{path}.json"
+        store.write_bytes(store.join(to, shard.path), payload)
+        note = Note(source=shards.only(place, place + 1).fingerprint(form), shard=shard)
+        store.write_json(store.join(to, _NOTE.format(shard.path)), asdict(note))
+        yield shards.split, index, shard
 
 
 def _samples(entries: Iterator[Sample | Encoded], form: Form, problems: list[str]) -> Iterator[Sample]:
@@ -96,43 +81,46 @@ def _samples(entries: Iterator[Sample | Encoded], form: Form, problems: list[str
         yield entry
 
 
-def pending(plan: Plan, to: str) -> tuple[list[Written], list[Task]]:
-    """The shards that an earlier run wrote and noted, and tasks for those it did not."""
+def pending(layout: Layout, to: str) -> tuple[list[Written], list[ShardRange]]:
+    """The shards that an earlier run wrote and noted, and ranges of those it did not."""
     sizes = store.file_sizes(to)
     written: list[Written] = []
-    tasks: list[Task] = []
+    missing: list[ShardRange] = []
     with ThreadPoolExecutor(max_workers=_READERS) as pool:
-        for task in plan.tasks:
-            places = range(len(task.counts))
-            noted = list(pool.map(partial(_noted, task, plan.form, to, sizes), places))
+        for shards in layout.ranges:
+            places = range(len(shards.counts))
+            singles = [shards.only(place, place + 1) for place in places]
+            noted = list(pool.map(partial(_noted, layout.form, to, sizes), singles))
             written += [found for found in noted if found is not None]
-            runs = groupby(places, key=lambda place: noted[place] is None)
-            tasks += [task.only((whole := list(run))[0], whole[-1] + 1) for missing, run in runs if missing]
-    return written, tasks
+            for lacking, group in groupby(places, key=lambda place: noted[place] is None):
+                if lacking:
+                    whole = list(group)
+                    missing.append(shards.only(whole[0], whole[-1] + 1))
+    return written, missing
 
 
-def _noted(task: Task, form: Form, to: str, sizes: Mapping[str, int], place: int) -> Written | None:
-    """A shard that is there as its note says, made from the same images in the same way; else None."""
-    index = task.first + place
-    name = shard_name(task.split, index)
-    if not {name, _note(name)} <= sizes.keys():
+def _noted(form: Form, to: str, sizes: Mapping[str, int], single: ShardRange) -> Written | None:
+    """A single shard if it is there as its note says, made from the same images in the same way; else None."""
+    name = shard_name(single.split, single.first)
+    note_name = _NOTE.format(name)
+    if not {name, note_name} <= sizes.keys():
         return None
     try:
-        note = read_record(Note, store.read_bytes(store.join(to, _note(name))))
+        note = read_record(Note, store.read_bytes(store.join(to, note_name)))
     except DataError:
         return None
-    same = note.source == task.only(place, place + 1).fingerprint(form)
+    same = note.source == single.fingerprint(form)
     if not same or note.shard.path != name or note.shard.bytes != sizes[name]:
         return None
-    return Written(split=task.split, index=index, shard=note.shard)
+    return single.split, single.first, note.shard
 
 
-def healthy(results: Iterator[Written | Damaged]) -> Iterator[Written]:
+def healthy(results: Iterator[Written | list[str]]) -> Iterator[Written]:
     """The shards among the results; unreadable images are one DataError that names them, at the end."""
     problems: list[str] = []
     for result in results:
-        if isinstance(result, Damaged):
-            problems += result.problems
+        if isinstance(result, list):
+            problems += result
         else:
             yield result
     if problems:

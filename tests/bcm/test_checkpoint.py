@@ -81,6 +81,23 @@ def test_several_averages_are_kept_saved_and_continued(tmp_path: Path):
         load_checkpoint(tmp_path, start(), NETWORK)
 
 
+def test_skipped_steps_and_the_objective_are_kept(tmp_path: Path):
+    config = replace(CONFIG, objective="bct-eq8")
+    state, other = start(config=config), start(config=config)
+    state.k, state.skipped, state.skipped_in_a_row = 9, 5, 3
+    save_checkpoint(tmp_path, state, NETWORK)
+    assert load_checkpoint(tmp_path, other, NETWORK).objective == "bct-eq8"
+    assert (other.k, other.skipped, other.skipped_in_a_row) == (9, 5, 3)
+
+
+def test_a_folder_that_is_written_anew_is_unfinished_until_its_index_stands(tmp_path: Path):
+    save_checkpoint(tmp_path, start(), NETWORK)
+    with pytest.raises(FileNotFoundError):
+        save_checkpoint(tmp_path, start(), NETWORK, {"absent/notes.json": b""})
+    with pytest.raises(BCMError, match="no finished checkpoint"):
+        load_model(tmp_path)
+
+
 def test_model_for_inference_has_the_averaged_weights(tmp_path: Path):
     state = start()
     train_step(state, next(batches()), CONFIG, SCHEDULE)

@@ -92,6 +92,7 @@ OF_INDEX = [
     Wrong("files", {"ema.safetensors": "abc"}, "files: 'ema.safetensors' with SHA-256 'abc' is no file beside"),
     Wrong("files", {"../ema.safetensors": SHA256}, "files: '../ema.safetensors' with SHA-256"),
     Wrong("files", {"/tmp/ema.safetensors": SHA256}, "files: '/tmp/ema.safetensors' with SHA-256"),
+    Wrong("files", {"a/../../ema.safetensors": SHA256}, "files: 'a/../../ema.safetensors' with SHA-256"),
     Wrong("files", {"..": SHA256}, "files: '..' with SHA-256"),
     Wrong("files", {"": SHA256}, "files: '' with SHA-256"),
     Wrong("k", -1, "k=-1, skipped=2"),
@@ -222,3 +223,5 @@ def test_only_a_complete_text_need_name_what_has_a_default():
 def test_the_reader_chooses_the_error():
     with pytest.raises(KeyError, match="here: flag: input should be a valid boolean, not 'no'"):
         strict.read(Outer, '{"inner": [], "flag": "no"}', "here", KeyError)
+    with pytest.raises(KeyError, match="here: missing key 'flag'"):
+        strict.read(Outer, '{"inner": []}', "here", KeyError, complete=True)

@@ -11,7 +11,7 @@ from PIL import Image
 from data.decode import decode_images, decode_shard, mapped, raw_header
 from data.errors import DataError
 from data.manifest import Manifest, Shard, SplitManifest
-from data.prepare.pack import pack
+from data.prepare.pack import pack, shard_of
 
 
 def described(channels: int, shard: Shard) -> Manifest:
@@ -32,9 +32,9 @@ def places(shard: Shard) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(("channels", "encoding"), [(1, "raw"), (3, "raw"), (1, "png"), (3, "png"), (3, "webp")])
 def test_every_encoding_gives_the_pixels_back(tmp_path: Path, random_samples, channels: int, encoding: str) -> None:
     samples = random_samples(9, channels=channels)
-    packed = pack(samples, encoding)
-    (tmp_path / "x.tar").write_bytes(packed.payload)
-    shard = packed.shard("x.tar")
+    payload, *where = pack(samples, encoding)
+    (tmp_path / "x.tar").write_bytes(payload)
+    shard = shard_of("x.tar", payload, *where)
     images, labels = decode_shard(tmp_path / "x.tar", "x.tar", shard, described(channels, shard))
     expected = np.stack([sample.image.reshape(6, 6, channels).transpose(2, 0, 1) for sample in samples])
     assert np.array_equal(images, expected)
@@ -48,7 +48,7 @@ def test_every_encoding_gives_the_pixels_back(tmp_path: Path, random_samples, ch
 
 def test_other_readers_see_the_same_pixels(tmp_path: Path, random_samples) -> None:
     samples = random_samples(3)
-    payload = pack(samples, "raw").payload
+    payload = pack(samples, "raw")[0]
     with tarfile.open(fileobj=io.BytesIO(payload)) as tar:
         for sample in samples:
             member = tar.extractfile(f"{sample.key}.ppm")
@@ -57,9 +57,9 @@ def test_other_readers_see_the_same_pixels(tmp_path: Path, random_samples) -> No
 
 
 def test_a_raw_image_of_another_size_is_named(tmp_path: Path, random_samples) -> None:
-    packed = pack(random_samples(3), "raw")
-    payload = bytearray(packed.payload)
-    shard = packed.shard("x.tar")
+    packed, *where = pack(random_samples(3), "raw")
+    payload = bytearray(packed)
+    shard = shard_of("x.tar", packed, *where)
     payload[shard.offsets[1] : shard.offsets[1] + 6] = b"P6\n4 9"
     (tmp_path / "x.tar").write_bytes(payload)
     with pytest.raises(DataError, match=r"sample s0001: the image is 9x4 with 3 channels, .* states 6x6 with 3"):
@@ -67,9 +67,9 @@ def test_a_raw_image_of_another_size_is_named(tmp_path: Path, random_samples) ->
 
 
 def test_an_image_with_far_too_many_bytes_is_refused_before_it_is_read(tmp_path: Path, random_samples) -> None:
-    packed = pack(random_samples(1), "raw")
-    (tmp_path / "x.tar").write_bytes(packed.payload + bytes(5 * 2**20))
-    shard = packed.shard("x.tar")
+    payload, *where = pack(random_samples(1), "raw")
+    (tmp_path / "x.tar").write_bytes(payload + bytes(5 * 2**20))
+    shard = shard_of("x.tar", payload, *where)
     with pytest.raises(DataError, match="has 5000000 bytes, too many for its size"):
         decode_images(mapped(tmp_path / "x.tar"), places(shard)[0], np.array([5_000_000]), described(3, shard), "x.tar")
 

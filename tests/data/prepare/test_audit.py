@@ -1,18 +1,26 @@
 """Every byte is compared, every image counted, and a contact sheet shows them in order."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from data.prepare.audit import contact_sheet, looks, see, without_shards
+from data.manifest import Manifest
+from data.prepare.audit import contact_sheet, examined
+from data.prepare.write import in_turn
+
+
+def sent(call: Any, shards: Sequence[Any], manifest: Manifest) -> Iterator[Any]:
+    """As a runner would: what travels to each task is less than the whole manifest."""
+    assert len(call.keywords["facts"].to_json()) < len(manifest.to_json())
+    return in_turn(call, shards)
 
 
 def test_a_sound_set_is_counted_and_sampled(tmp_path: Path, random_samples, write_set) -> None:
     samples = random_samples(25)
     manifest = write_set(str(tmp_path), samples)
-    facts = without_shards(manifest)
-    assert len(facts.to_json()) < len(manifest.to_json())
-    seen = [found for look in looks(manifest, 6) for found in see(look, url=str(tmp_path), facts=facts, decode=True)]
+    seen = list(examined(str(tmp_path), manifest, 6, lambda call, shards: sent(call, shards, manifest)))
     assert [found.problem for found in seen] == [""] * 3
     assert sum(found.labels for found in seen).tolist() == [7, 6, 6, 6]  # type: ignore[union-attr]
     assert [len(found.images) for found in seen] == [2, 2, 2]
@@ -28,14 +36,11 @@ def test_one_changed_byte_anywhere_is_found(tmp_path: Path, random_samples, writ
     whole = path.read_bytes()
     for place in (0, 600, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        found = [
-            seen for look in looks(manifest, 0) for seen in see(look, url=str(tmp_path), facts=manifest, decode=False)
-        ]
+        found = list(examined(str(tmp_path), manifest, None))
         assert [bool(seen.problem) for seen in found] == [False, True, False]
         assert f"{path} is damaged" in found[1].problem
     path.unlink()
-    (seen,) = see(looks(manifest, 0)[1], url=str(tmp_path), facts=manifest, decode=False)
-    assert str(path) in seen.problem
+    assert str(path) in list(examined(str(tmp_path), manifest, None))[1].problem
 
 
 def test_a_contact_sheet_reads_like_a_page() -> None:

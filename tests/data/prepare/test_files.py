@@ -15,8 +15,8 @@ from data.errors import DataError
 from data.manifest import Manifest
 from data.prepare import Choices, prepare
 from data.prepare.files import sort_out
-from data.prepare.inspect import look_at, plan_of
-from data.prepare.layout import tasks_of
+from data.prepare.inspect import layout_of, look_at
+from data.prepare.layout import Stretch, shard_ranges
 from data.prepare.write import in_turn
 
 CHOICES = Choices(resolution=6, samples_per_shard=4)
@@ -86,15 +86,14 @@ def test_ffhq_holds_out_its_last_images_and_folders_are_no_classes(tmp_path: Pat
     manifest = prepare("ffhq64", zipped(tmp_path / "ffhq.zip", content), str(tmp_path / "set"), tell=told.append)
     assert (manifest.class_names, manifest.flip, manifest.resolution) == (("face",), True, 64)
     assert told == ["note: the source holds 18 train, 2 test images, but ffhq64 has 69,000 train, 1,000 test"]
-    items = sort_out(dict.fromkeys(content, 1), "x", labelled=False, held_out=None).splits
+    items = sort_out(dict.fromkeys(content, 1), "x", labelled=False, held_out=None)[0]
     assert [item.name[-9:] for item in items["test"]] == ["00018.png", "00019.png"]
 
 
 def listed(*names: str) -> dict[str, list[str]]:
-    found = sort_out(dict.fromkeys(names, 1), "root", labelled=True, held_out=0)
+    splits, class_names, _ = sort_out(dict.fromkeys(names, 1), "root", labelled=True, held_out=0)
     return {
-        split: sorted(f"{found.class_names[item.label]}:{item.name}" for item in items)
-        for split, items in found.splits.items()
+        split: sorted(f"{class_names[item.label]}:{item.name}" for item in items) for split, items in splits.items()
     }
 
 
@@ -112,30 +111,30 @@ def test_marked_splits_and_needless_folders() -> None:
     assert listed("a.png", "b.jpg") == {"train": ["all:a.png", "all:b.jpg"]}
 
 
-def test_the_plan_depends_on_the_listing_alone(tmp_path: Path) -> None:
+def test_the_layout_depends_on_the_listing_alone(tmp_path: Path) -> None:
     fill(str(tmp_path / "a"), {f"{n % 3}/{n}.png": png(n) for n in range(25)})
     (tmp_path / "a").rename(tmp_path / "b")
-    plans = []
+    layouts = []
     for _ in range(2):
-        plans.append(plan_of("x", look_at("x", str(tmp_path / "b")), CHOICES, in_turn))
+        layouts.append(layout_of("x", look_at("x", str(tmp_path / "b")), CHOICES, in_turn))
         (tmp_path / "b").rename(tmp_path / "c")
         (tmp_path / "c").rename(tmp_path / "b")
-    assert plans[0] == plans[1]
-    assert [task.fingerprint(plans[0].form) for task in plans[0].tasks] == [
-        task.fingerprint(plans[1].form) for task in plans[1].tasks
+    assert layouts[0] == layouts[1]
+    assert [shards.fingerprint(layouts[0].form) for shards in layouts[0].ranges] == [
+        shards.fingerprint(layouts[1].form) for shards in layouts[1].ranges
     ]
-    assert plans[0].counts == {"train": 23, "test": 2}
+    assert layouts[0].counts == {"train": 23, "test": 2}
 
 
-def test_tasks_number_their_shards_in_order() -> None:
-    parts = [("a", 25), ("b", 3)]
-    tasks = tasks_of("train", parts, 2)  # type: ignore[arg-type]
-    assert [(task.first, task.start, task.counts) for task in tasks] == [
+def test_ranges_number_their_shards_in_order() -> None:
+    stretches = [Stretch(kind="none", images=n, count=n, read=lambda *_: iter(())) for n in (25, 3)]
+    ranges = shard_ranges("train", stretches, 2)
+    assert [(shards.first, shards.start, shards.counts) for shards in ranges] == [
         (0, 0, (2,) * 8),
         (8, 16, (2, 2, 2, 2, 1)),
         (13, 0, (2, 1)),
     ]
-    assert tasks[1].only(1, 3) == tasks_of("train", parts, 2)[1].only(1, 4).only(0, 2)  # type: ignore[arg-type]
+    assert ranges[1].only(1, 3) == shard_ranges("train", stretches, 2)[1].only(1, 4).only(0, 2)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from made import cached_split
 from data import store
 from data.errors import DataError
 from data.prepare import Choices, prepare
-from data.prepare.imagenet64 import NpzPart
+from data.prepare.imagenet64 import entries
 
 CHOICES = Choices(samples_per_shard=4)
 
@@ -49,11 +49,10 @@ def test_batches_become_splits_in_the_official_order(tmp_path: Path, bucket: str
     assert prepare("imagenet64", bucket, str(tmp_path / "again"), choices=CHOICES, tell=told.append) == manifest
 
 
-def test_a_part_can_be_read_from_anywhere(tmp_path: Path) -> None:
+def test_a_batch_can_be_read_from_anywhere(tmp_path: Path) -> None:
     path = tmp_path / "train_data_batch_1.npz"
     data = batch(path, 300, compressed=True)["data"]
-    part = NpzPart(url=str(path), name=path.name, size=0)
-    found = list(part.entries(270, 290))
+    found = list(entries(str(path), (path.name, 0), 270, 290))
     assert [sample.key[-6:] for sample in found] == [f"{number:06d}" for number in range(270, 290)]
     assert all(
         np.array_equal(s.image.transpose(2, 0, 1).ravel(), row) for s, row in zip(found, data[270:290], strict=True)

@@ -129,7 +129,8 @@ def test_an_epoch_of_cifar10_through_faults_is_the_same(
     with cifar10.unpacked(str(shared / "datasets" / "cifar-10-python.tar.xz")) as folder:
         prepare("cifar10", str(folder), bucket)
         for split in ("train", "test"):
-            entries = [entry for part, count in cifar10.parts(folder)[split] for entry in part.entries(0, count)]
+            stretches = cifar10.stretches(folder)[split]
+            entries = [entry for each in stretches for entry in each.read(each.images, 0, each.count)]
             samples = [entry for entry in entries if isinstance(entry, Sample)]
             images = np.stack([sample.image.transpose(2, 0, 1) for sample in samples])
             labels = np.array([sample.label for sample in samples])
@@ -365,14 +366,14 @@ sys.addaudithook(lambda event, _: forks.append(event) if event in ("os.fork", "o
 from itertools import islice
 from pathlib import Path
 from data import store
-from data.prepare.audit import looks, see
+from data.prepare.audit import examined
 from data.cache import ShardCache
 from data.loader import Loader
 from data.manifest import load_manifest
 from data.order import shuffle_of
 url, folder = sys.argv[1:]
 manifest = load_manifest(url)
-list(see(looks(manifest, 0)[0], url=url, facts=manifest, decode=True))
+list(examined(url, manifest, 0))
 cache = ShardCache(url, manifest, "train", Path(folder))
 shuffle = shuffle_of(manifest, "train")
 loader = Loader(cache=cache, shuffle=shuffle, batch_size=100, seed=0, rank=0, world_size=1, flip=True)
