@@ -204,7 +204,8 @@ class ShardCache:
             if path.exists():
                 partial.unlink()
                 return False
-            self._clear_copies(partial)
+            for left in self._dir.glob(f"*{path.name}{_FETCHED}*"):  # by a dead process
+                left.unlink(missing_ok=True)
             os.truncate(file.fileno(), 0)
             copy = path.with_name(path.name + _FETCHED)
             try:
@@ -224,11 +225,6 @@ class ShardCache:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 partial.rename(path)
         return True
-
-    def _clear_copies(self, partial: Path) -> None:
-        """Removes what a dead process has fetched for a partial file, whose lock the caller holds."""
-        for copy in self._dir.glob(f"*{partial.stem}{_FETCHED}*"):
-            copy.unlink(missing_ok=True)
 
     def _write(self, number: int, copy: Path, partial: Path) -> None:
         """Labels, content and their hash; with calls, as a full disk answers writing through a map by SIGBUS."""
@@ -268,7 +264,8 @@ class ShardCache:
                                     making += status.st_size
                                 else:
                                     if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                                        self._clear_copies(path)
+                                        for copy in self._dir.glob(f"*{path.stem}{_FETCHED}*"):
+                                            copy.unlink(missing_ok=True)
                                         path.unlink()
                 taken = making + sum(length for _, length, _ in whole)
                 needed = making + making * copy_bytes // size

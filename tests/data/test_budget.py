@@ -66,6 +66,18 @@ def test_what_is_removed_stays_with_whoever_has_it_mapped(
     assert not first._paths[1].exists() and 1 not in first._open
 
 
+def test_what_a_process_still_reads_goes_last(
+    tmp_path: Path, manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_LOOK_SECONDS", 0.0)
+    first = ShardCache(str(tmp_path / "0"), manifests[0], "train", tmp_path / "cache", 2 * BYTES)
+    list(first.shards())
+    use(tmp_path, manifests, 1, 2 * BYTES)
+    list(first.shards())
+    use(tmp_path, manifests, 2, 2 * BYTES)
+    assert held(tmp_path, manifests) == [0, 2]
+
+
 DIE = """
 import os, sys
 from pathlib import Path
