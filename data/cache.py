@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -234,7 +235,7 @@ class ShardCache:
         rows = np.arange(shard.count)
         blocks = (self._decode(number, raw, rows[at : at + step]) for at in range(0, shard.count, step))
         with partial.open("r+b") as file:
-            for block in (labels, *([raw] if not self._decoded else ()), *(blocks if self._decoded else ())):
+            for block in chain([labels], blocks if self._decoded else [raw]):  # one block in memory at a time
                 digest.update(block.data)
                 file.write(block.data)
             file.write(digest.digest())

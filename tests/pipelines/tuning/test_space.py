@@ -19,8 +19,8 @@ from bcm.timesteps import (
 )
 from pipelines.tuning.space import EDGE, EPSILON_RANGE, decode, encode, space
 
-PUBLISHED = PAPER_CIFAR10 | {"multistep": CONSISTENCY_CIFAR10["sample-2"]}
-NAMES = [name for name, steps in PUBLISHED.items() if space(steps)]
+KNOWN = PAPER_CIFAR10 | {"multistep": CONSISTENCY_CIFAR10["sample-2"]}
+NAMES = [name for name, steps in KNOWN.items() if space(steps)]
 
 
 def numbers(steps: TimeSteps) -> list[float]:
@@ -38,12 +38,12 @@ def numbers(steps: TimeSteps) -> list[float]:
 def points(draw: st.DrawFn) -> tuple[str, dict[str, float]]:
     """A schedule's name and a point of its space, edges included."""
     name = draw(st.sampled_from(NAMES))
-    return name, {key: draw(st.floats(*limits)) for key, limits in space(PUBLISHED[name]).items()}
+    return name, {key: draw(st.floats(*limits)) for key, limits in space(KNOWN[name]).items()}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_first_trial_is_the_papers_schedule(name: str):
-    steps = PUBLISHED[name]
+    steps = KNOWN[name]
     point = encode(steps)
     assert all(low < point[key] < high for key, (low, high) in space(steps).items())
     assert numbers(decode(steps, point)) == pytest.approx(numbers(steps), rel=1e-9)
@@ -52,7 +52,7 @@ def test_the_first_trial_is_the_papers_schedule(name: str):
 @given(points())
 def test_every_point_is_a_valid_schedule_of_the_same_form(named: tuple[str, dict[str, float]]):
     name, point = named
-    paper = PUBLISHED[name]
+    paper = KNOWN[name]
     steps = decode(paper, point)
     assert type(steps) is type(paper) and steps.nfe == paper.nfe
     match steps:
@@ -69,7 +69,7 @@ def test_every_point_is_a_valid_schedule_of_the_same_form(named: tuple[str, dict
 @given(points())
 def test_encoding_undoes_decoding(named: tuple[str, dict[str, float]]):
     name, point = named
-    assert encode(decode(PUBLISHED[name], point)) == pytest.approx(point, abs=1e-9)
+    assert encode(decode(KNOWN[name], point)) == pytest.approx(point, abs=1e-9)
 
 
 def test_schedules_outside_the_space_become_its_nearest_edge():
