@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
 from pipelines.tracking.client import cause, client_of, redacted
 
 MARKER = "step"

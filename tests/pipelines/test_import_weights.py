@@ -15,6 +15,7 @@ import torch
 from foreign import Golden, golden, write_shards
 from mlflow.exceptions import MlflowException
 from safetensors.torch import save_file
+from servers import served_model
 from world import Command, World
 
 from bcm import inference
@@ -22,10 +23,9 @@ from bcm.checkpoint import INDEX, attachment, load_model
 from bcm.timesteps import CONSISTENCY_CIFAR10, CONSISTENCY_IMAGENET64, PAPER_IMAGENET64, TimeSteps
 from data import store
 from pipelines.evaluation.scores import Score, Scores, write_scores
-from pipelines.import_weights import ORIGIN
+from pipelines.models.foreign import ORIGIN
 from pipelines.models.source import model_at
 from pipelines.recipes import recipe
-from pipelines.tracking import registry
 from pipelines.training.checks import open_initial
 
 ADM = ("--source", "official-imagenet64", "--network-options", "resolution=16", "head_channels=16")
@@ -340,7 +340,7 @@ def test_an_imported_model_is_registered_at_once_or_with_its_scores(command: Com
     assert outcome.out == "ict version 2: the champion, version 1, was never scored\n"
     toolkit = model_at("models:/ict@champion").open()
     assert toolkit.schedules == steps == CONSISTENCY_IMAGENET64
-    served = registry.load(world.mlflow, "models:/ict@champion")
+    served = served_model(world.mlflow, "ict")
     rows = pd.DataFrame({"seed": [1, 2], "label": [0, 9]})
     assert len(served.predict(rows, params={"task": "generate", "nfe": 2})["image"]) == 2
     for wrong, params, said in (
