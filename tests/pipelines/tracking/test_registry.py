@@ -40,14 +40,6 @@ NETWORK = NCSNppConfig(
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A local sqlite store."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(tracking.URI_VARIABLE, raising=False)
-        return tracking.resolve_uri(tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with random weights."""
     torch.manual_seed(0)
