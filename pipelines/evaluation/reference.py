@@ -52,7 +52,7 @@ def moments_of(split: ShardCache) -> Moments:
 
 
 def classifier(train: ShardCache, manifest: Manifest) -> Labeller | None:
-    """A support vector machine on the pixels of the training images; None where they are larger than small ones."""
+    """A support vector machine on the pixels of the training images; None for more than `LABELLED_PIXELS` values."""
     if manifest.channels * manifest.resolution**2 > LABELLED_PIXELS:
         return None
     from sklearn.svm import SVC

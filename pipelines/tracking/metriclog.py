@@ -104,9 +104,9 @@ class MetricLog:
         """Send what is queued, given the highest step in the store if known; the highest step then."""
         if not self._points:
             return logged
-        client = client_of(self._uri)
         from mlflow.entities import Metric
 
+        client = client_of(self._uri)
         if logged is None:
             logged = int(client.get_run(self._run_id).data.metrics.get(MARKER, -1))
         while batch := self._next_batch(logged):
