@@ -71,7 +71,8 @@ def line_queue() -> "Queue":
     """Ray's own queue, for lines from the first worker to the driver; safe to send to workers.
 
     Ray Train's callbacks would hear of progress through `ray.train.report` alone, which is a barrier for all workers
-    and answered when the controller next looks at them, and they run in a process whose output a private Ray hides.
+    and answered when the controller next looks at them: half a second of two workers' time, where a line takes a
+    millisecond. And they run in a process whose output a private Ray hides.
     The queue is on the node of the driver, which outlives the workers' nodes; it takes no CPU from them.
     """
     import ray
