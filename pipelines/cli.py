@@ -1,9 +1,11 @@
 """The command line of every command: options, help, exit codes. The only user of tyro."""
 
+import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -74,6 +76,22 @@ def parse_one_of(kinds: Mapping[str, type[T]], argv: Sequence[str], module: str)
     """Parse the options of the sub-command that is named first; without any, help is printed."""
     args = list(argv) or ["--help"]
     return tyro.extras.subcommand_cli_from_dict(dict(kinds), prog=f"python -m pipelines.{module}", args=args)
+
+
+def command_line(module: str, *arguments: str) -> str:
+    """Runs a module with the Python that runs here, as it can be typed in this folder with nothing activated."""
+    python, here = Path(sys.executable), Path.cwd()
+    python = python.relative_to(here) if python.is_relative_to(here) else python
+    return shlex.join([str(python), "-m", module, *arguments])
+
+
+@contextmanager
+def stage(title: str) -> Iterator[None]:
+    """Announce a stage and say how long it took."""
+    print(f"\n== {title}", flush=True)
+    start = time.perf_counter()
+    yield
+    print(f"   {time.perf_counter() - start:.0f} s", flush=True)
 
 
 class Bar:

@@ -44,18 +44,6 @@ class Config:
         """Check what no part can check alone."""
         if self.checkpoint_every < 1 or self.log_every < 1:
             raise ConfigError("checkpoint-every and log-every must be at least 1.")
-        self._check_batch()
-        check_objective(self.train, self.network)
-        if self.time_steps not in PUBLISHED:
-            raise ConfigError(
-                f"time-steps: unknown name '{self.time_steps}'; {nearest(self.time_steps, list(PUBLISHED))}"
-            )
-        check_schedules(PUBLISHED[self.time_steps], self.network)
-        if self.window < 0:
-            raise ConfigError(f"window is {self.window}; give a number of shards, or 0.")
-        discretization(0, self.train.iterations, self.schedule)  # refuses stages that training would never reach
-
-    def _check_batch(self) -> None:
         batch, workers, parts = self.train.batch_size, self.scaling.workers, self.train.accumulate
         if batch % workers:
             raise ConfigError(
@@ -66,6 +54,15 @@ class Config:
                 f"the {batch // workers} images of a worker do not divide into train.accumulate {parts} micro-batches; "
                 "choose a divisor."
             )
+        check_objective(self.train, self.network)
+        if self.time_steps not in PUBLISHED:
+            raise ConfigError(
+                f"time-steps: unknown name '{self.time_steps}'; {nearest(self.time_steps, list(PUBLISHED))}"
+            )
+        check_schedules(PUBLISHED[self.time_steps], self.network)
+        if self.window < 0:
+            raise ConfigError(f"window is {self.window}; give a number of shards, or 0.")
+        discretization(0, self.train.iterations, self.schedule)  # refuses stages that training would never reach
 
 
 def flatten(entry: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bcm.inference import check_task
-from cluster import session
 from pipelines.cli import Positional, parse, run_command
 from pipelines.errors import ConfigError
-from pipelines.evaluation.reference import manifest_for, reference
+from pipelines.evaluation.reference import manifest_for
 from pipelines.evaluation.scores import Score, Scores, table, write_scores
 from pipelines.evaluation.shards import score_model
 from pipelines.models.source import data_of, model_at
@@ -54,9 +53,7 @@ def evaluate(options: EvaluateOptions) -> tuple[Score, ...]:
     if options.dry_run:
         print(f"would measure {options.model} after {toolkit.k} steps with {', '.join(toolkit.schedules)} on {data}")
         return ()
-    real = reference(data, manifest)
-    with session.connect(worker_logs=False):
-        rows = score_model(toolkit, real, options.samples, options.images)
+    rows = score_model(toolkit, data, manifest, options.samples, options.images)
     if model.home:
         scores = Scores(k=toolkit.k, ema_rate=options.ema_rate, schedules=toolkit.schedules, rows=rows)
         write_scores(model.home, scores)

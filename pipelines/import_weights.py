@@ -1,25 +1,17 @@
 """`python -m pipelines.import_weights FILE`: weights of other code bases as a model that every command here takes."""
 
-import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from bcm import strict
 from bcm.convert import SOURCES
-from bcm.inference import check_task, save_toolkit
+from bcm.inference import check_task
 from data import store
 from pipelines.cli import Positional, durable, parse, run_command
 from pipelines.errors import ConfigError, nearest
-from pipelines.models.checkpoints import upload
-from pipelines.models.foreign import convert_file, describe
-from pipelines.models.run import code_version
+from pipelines.models.foreign import convert_file, describe, stored
 from pipelines.recipes import recipe
 from pipelines.tracking import client, registry
-
-ORIGIN = "origin.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,23 +62,17 @@ def main(argv: Sequence[str]) -> None:
         network_options=options.network_options,
         objective=options.objective,
         time_steps=options.time_steps,
-        code=code_version(),
     )
     if options.register:
         check_task(toolkit, "sample")
     if options.dry_run:
         print(f"{describe(toolkit, origin)}\nwould write it to {to}, with {', '.join(toolkit.schedules)}")
         return
-    with tempfile.TemporaryDirectory(prefix="bcm-import-") as parent:
-        folder = Path(parent) / "checkpoint"
-        save_toolkit(folder, toolkit, {ORIGIN: json.dumps(strict.dump(origin), indent=1).encode()})
-        upload(folder, to)
-        print(
-            f"wrote {to}, a model of objective {origin.objective}; left out: {', '.join(origin.left_out) or 'nothing'}"
-        )
+    with stored(toolkit, origin, to) as folder:
+        left_out = ", ".join(origin.left_out) or "nothing"
+        print(f"wrote {to}, a model of objective {origin.objective}; left out: {left_out}")
         if options.register:
-            tags = {"imported": to, "sha256": origin.sha256}
-            uri = client.resolve_uri("runs")
+            tags, uri = {"imported": to, "sha256": origin.sha256}, client.resolve_uri("runs")
             registered = registry.register(uri, name=options.register, folder=folder, scores={}, tags=tags)
             print(f"{registered.name} version {registered.version}: {registered.reason}")
 

@@ -1,11 +1,9 @@
 """`python -m pipelines.quickstart`: from real images to a registered model that generates and inverts, on a laptop."""
 
-import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,14 +11,14 @@ from cluster import session
 from data import store
 from data.prepare import prepare
 from data.prepare.audit import describe
-from pipelines.cli import parse, run_command
+from pipelines.cli import command_line, parse, run_command, stage
 from pipelines.config import Config
 from pipelines.errors import ConfigError
 from pipelines.evaluate import EvaluateOptions, evaluate
 from pipelines.evaluation.scores import table as score_table
 from pipelines.recipes import recipe
 from pipelines.register import RegisterOptions, register
-from pipelines.tracking import client as tracking
+from pipelines.tracking.client import redacted, resolve_uri
 from pipelines.train import TrainOptions, check
 from pipelines.training.launch import launch
 from pipelines.tune import TuneOptions, tune
@@ -45,15 +43,6 @@ class QuickstartOptions:
     """Samples measured at each NFE."""
     dry_run: bool = False
     """Print the stages and stop."""
-
-
-@contextmanager
-def stage(title: str) -> Iterator[None]:
-    """Announce a stage and say how long it took."""
-    print(f"\n== {title}", flush=True)
-    start = time.perf_counter()
-    yield
-    print(f"   {time.perf_counter() - start:.0f} s", flush=True)
 
 
 def quickstart(options: QuickstartOptions, config: Config) -> None:
@@ -85,27 +74,21 @@ def quickstart(options: QuickstartOptions, config: Config) -> None:
         print(score_table(scores))
         print(f"\nrun       {run.url}")
         print(f"picture   {picture}: samples at NFE 1 to 4; held-out images, their noise, their reconstructions")
-        print("\n" + what_next(model, data))
+        what_next(model, data)
     print(f"\nquickstart passed in {time.perf_counter() - began:.0f} s")
 
 
-def what_next(model: str, data: str) -> str:
-    """Commands that go on from here, each as it can be typed."""
+def what_next(model: str, data: str) -> None:
+    """Print commands that go on from here, each as it can be typed."""
     sample = ("pipelines.sample", model, "--nfe", "4")
-    lines = (
-        ("mlflow", "ui", "--backend-store-uri", tracking.redacted(tracking.resolve_uri("runs"))),
+    print("\nSee more:")
+    for line in (
+        ("mlflow", "ui", "--backend-store-uri", redacted(resolve_uri("runs"))),
         (*sample, "--count", "16", "--out", "samples.png"),
         (*sample, "--task", "invert", "--data", data, "--out", "inverted.png"),
         ("pipelines.train", "digits", "--help"),
-    )
-    return "\n".join(["See more:", *(f"  {command_line(*line)}" for line in lines)])
-
-
-def command_line(module: str, *arguments: str) -> str:
-    """Runs a module with the Python that runs here, as it can be typed in this folder with nothing activated."""
-    python, here = Path(sys.executable), Path.cwd()
-    python = python.relative_to(here) if python.is_relative_to(here) else python
-    return shlex.join([str(python), "-m", module, *arguments])
+    ):
+        print(f"  {command_line(*line)}")
 
 
 def main(argv: Sequence[str]) -> None:

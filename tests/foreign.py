@@ -8,12 +8,17 @@ import pytest
 import torch
 from made import write_split
 from torch import Tensor
+from world import Command
 
 from data.manifest import Manifest, write_manifest
 from data.prepare.pack import Sample
 
 CLASSES = 10
 RESOLUTION = 16
+ADM = ("--source", "official-imagenet64", "--network-options", "resolution=16", "head_channels=16")
+EDM = ("--source", "edm-ncsnpp")
+ICT, BCM, NCSNPP = "adm_ict_tiny", "adm_bcm_tiny", "ncsnpp_tiny"
+"""Golden networks."""
 
 
 @dataclass(frozen=True)
@@ -63,3 +68,16 @@ def write_shards(url: str, train: int = 60, test: int = 12) -> None:
         url,
         Manifest(name="noise", resolution=RESOLUTION, channels=3, class_names=names, flip=False, splits=splits),
     )
+
+
+def write_npz(state: dict[str, Tensor], path: Path) -> None:
+    """A state dict as numpy saves it."""
+    np.savez(path, allow_pickle=False, **{name: value.numpy() for name, value in state.items()})
+
+
+def imported(command: Command, path: Path, options: tuple[str, ...] = ADM) -> str:
+    """The folder of the model that the command makes of a file."""
+    to = str(path.with_name("imported"))
+    outcome = command("import_weights", str(path), *options, "--to", to)
+    assert outcome.code == 0, outcome
+    return to

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 BIN = Path(sys.executable).parent
 
@@ -127,3 +128,12 @@ def _end(server: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             continue
     server.wait()
+
+
+def served_model(uri: str, name: str) -> Any:
+    """The champion of a local store as MLflow serves it; this runs its code."""
+    import mlflow.pyfunc
+    from mlflow import MlflowClient
+
+    champion = MlflowClient(uri, registry_uri=uri).get_model_version_by_alias(name, "champion")
+    return mlflow.pyfunc.load_model(str(champion.source))

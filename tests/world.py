@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bcm import strict
+from pipelines.evaluation.scores import Score, Scores
 from pipelines.models import checkpoints
+from pipelines.models.source import model_at
 
 NAME = "digits-smoke-20260101-000000-abcd"
 STEP = 40
@@ -59,3 +62,25 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     entry = json.loads(path.read_text())
     change(entry)
     path.write_text(json.dumps(entry))
+
+
+def tree(folder: Path) -> set[str]:
+    """The files of a folder."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def scores(world: World) -> dict[str, Any]:
+    """What `evaluate` stores."""
+    schedules = model_at(str(world.run)).schedules()
+    row = Score(
+        metric="mse",
+        task="reconstruct",
+        nfe=4,
+        value=0.01,
+        error=0.001,
+        count=297,
+        seeds=(0, 296),
+        extractor=None,
+        steps=schedules["invert-4"],
+    )
+    return strict.dump(Scores(k=STEP, ema_rate=None, schedules=schedules, rows=(row,)))

@@ -1,7 +1,6 @@
 """The real images that a model is measured against, and whether they fit it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
@@ -19,18 +18,7 @@ LABELLED_PIXELS = 64
 """Largest image, in values, for which a classifier on raw pixels is trained to see whether labels are kept."""
 
 Labeller = Callable[[Images], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The images a model is measured against."""
-
-    train: Moments
-    """Pixel moments of the training images."""
-    test: ShardCache
-    """The held-out images."""
-    labeller: Labeller | None
-    """Predicts labels from pixels; None for large images."""
+"""Predicts labels from pixels."""
 
 
 def manifest_for(network: NetworkConfig, data: str) -> Manifest:
@@ -63,15 +51,10 @@ def moments_of(split: ShardCache) -> Moments:
     return reduce(add, (Moments.of(pixels(as_images(images))) for images, _ in split.shards()))
 
 
-def reference(data: str, manifest: Manifest) -> Reference:
-    """The training and held-out images of the set at the URL `data`, fetched where they are not cached."""
-    train, test = (ShardCache(data, manifest, split) for split in ("train", "test"))
-    small = manifest.channels * manifest.resolution**2 <= LABELLED_PIXELS
-    return Reference(moments_of(train), test, classifier(train) if small else None)
-
-
-def classifier(train: ShardCache) -> Labeller:
-    """A support vector machine on the pixels of a split of small images."""
+def classifier(train: ShardCache, manifest: Manifest) -> Labeller | None:
+    """A support vector machine on the pixels of the training images; None for more than `LABELLED_PIXELS` values."""
+    if manifest.channels * manifest.resolution**2 > LABELLED_PIXELS:
+        return None
     from sklearn.svm import SVC
 
     images, labels = train.take(np.arange(len(train)))

@@ -15,8 +15,11 @@ from bcm.inference import Toolkit
 from bcm.metrics import Moments, frechet_distance, mse
 from bcm.timesteps import Inversion
 from bcm.types import Images
+from cluster import session
+from data.cache import ShardCache
+from data.manifest import Manifest
 from pipelines.evaluation.features import PIXELS, as_images, pixels
-from pipelines.evaluation.reference import Reference, moments_of
+from pipelines.evaluation.reference import Labeller, classifier, moments_of
 from pipelines.evaluation.scores import Score
 
 BATCH = 250
@@ -85,23 +88,25 @@ def score_samples(toolkit: Toolkit, train: Moments, count: int, first: int = 0) 
     return rows
 
 
-def score_reconstructions(toolkit: Toolkit, real: Reference, count: int | None = None) -> list[Score]:
+def score_reconstructions(
+    toolkit: Toolkit, test: ShardCache, labeller: Labeller | None, count: int | None = None
+) -> list[Score]:
     """Mean squared error in [0, 1] and share of kept labels over the first `count` test images, by inversion NFE."""
     import ray
 
     task, model = ray.remote(num_cpus=1)(reconstruction), ray.put(toolkit)
-    ids = np.arange(len(real.test))[:count]
+    ids = np.arange(len(test))[:count]
     starts = range(0, len(ids), BATCH)
-    parts = [(ray.put(real.test.take(ids[start : start + BATCH])), start) for start in starts]
-    before = real.labeller(as_images(real.test.take(ids)[0])) if real.labeller else None
+    parts = [(ray.put(test.take(ids[start : start + BATCH])), start) for start in starts]
+    before = labeller(as_images(test.take(ids)[0])) if labeller else None
     inverting = [steps for steps in toolkit.schedules.values() if isinstance(steps, Inversion)]
     rows: list[Score] = []
     for steps in sorted(inverting, key=lambda steps: steps.nfe):
-        answers = ray.get([task.remote(model, *part, steps.nfe, real.labeller is not None) for part in parts])
+        answers = ray.get([task.remote(model, *part, steps.nfe, labeller is not None) for part in parts])
         errors, images = (torch.cat(each) for each in zip(*answers, strict=True))
         values = {"mse": (errors.mean(), errors.std() / len(ids) ** 0.5)}
-        if real.labeller:
-            kept = torch.from_numpy(real.labeller(images.nan_to_num()) == before).double()
+        if labeller:
+            kept = torch.from_numpy(labeller(images.nan_to_num()) == before).double()
             values["labels-kept"] = (kept.mean(), (kept.mean() * (1 - kept.mean()) / len(ids)).sqrt())
         rows += [
             Score(
@@ -120,17 +125,26 @@ def score_reconstructions(toolkit: Toolkit, real: Reference, count: int | None =
     return rows
 
 
-def score_model(toolkit: Toolkit, real: Reference, samples: int, images: int | None = None) -> tuple[Score, ...]:
-    """Every score: of the test images themselves, of `samples` samples by NFE, of reconstructions."""
-    test = Score(
+def score_model(
+    toolkit: Toolkit, data: str, manifest: Manifest, samples: int, images: int | None = None
+) -> tuple[Score, ...]:
+    """Every score: of the test images themselves, of `samples` samples by NFE, of reconstructions.
+
+    The set at the URL `data` is read, where it is not cached, before Ray is needed.
+    """
+    train, test = (ShardCache(data, manifest, split) for split in ("train", "test"))
+    moments, labeller = moments_of(train), classifier(train, manifest)
+    real = Score(
         metric="fd-pixels",
         task="real",
         nfe=0,
-        value=frechet_distance(moments_of(real.test), real.train),
+        value=frechet_distance(moments_of(test), moments),
         error=None,
-        count=len(real.test),
+        count=len(test),
         seeds=None,
         extractor=PIXELS,
         steps=None,
     )
-    return (test, *score_samples(toolkit, real.train, samples), *score_reconstructions(toolkit, real, images))
+    with session.connect(worker_logs=False):
+        sampled = score_samples(toolkit, moments, samples)
+        return (real, *sampled, *score_reconstructions(toolkit, test, labeller, images))

@@ -18,12 +18,17 @@ from torch import Tensor
 
 from bcm import strict
 from bcm.convert import OFFICIAL, convert, infer_network, unused
-from bcm.inference import Toolkit
+from bcm.inference import Toolkit, save_toolkit
 from bcm.networks import NetworkConfig, build_network
 from bcm.precond import BCM
 from bcm.timesteps import PUBLISHED
 from data import store
 from pipelines.errors import ConfigError, nearest
+from pipelines.models.checkpoints import upload
+from pipelines.models.run import code_version
+
+ORIGIN = "origin.json"
+"""What an imported model says of itself beside its weights and time steps."""
 
 
 @contextmanager
@@ -151,7 +156,6 @@ def convert_file(
     network_options: Sequence[str],
     objective: str | None,
     time_steps: str | None,
-    code: str,
 ) -> tuple[Toolkit, Origin]:
     """Read, check and convert the file at a path or URL: the model, and where it comes from.
 
@@ -162,7 +166,6 @@ def convert_file(
         network_options: fields of it to set, each NAME=VALUE.
         objective: what a network of one time was trained for, ct or edm; None for what is usual.
         time_steps: name of the published time steps it starts with; None for those of its source and objective.
-        code: git commit of this code.
     """
     with local_file(file) as path:
         tensors = read_tensors(path)
@@ -179,10 +182,25 @@ def convert_file(
     toolkit = Toolkit(
         model=model, network=fitting, k=0, schedules=PUBLISHED[time_steps or usual], objective=trained_for
     )
-    left_out = tuple(unused(tensors, source))
-    file = without_query(file)
-    origin = Origin(objective=trained_for, source=source, file=file, sha256=sha256, left_out=left_out, code=code)
+    origin = Origin(
+        objective=trained_for,
+        source=source,
+        file=without_query(file),
+        sha256=sha256,
+        left_out=tuple(unused(tensors, source)),
+        code=code_version(),
+    )
     return toolkit, origin
+
+
+@contextmanager
+def stored(toolkit: Toolkit, origin: Origin, to: str) -> Iterator[Path]:
+    """Write the model, and where it comes from, to the folder at the URL `to`; a local copy, for the block alone."""
+    with tempfile.TemporaryDirectory(prefix="bcm-import-") as parent:
+        folder = Path(parent) / "checkpoint"
+        save_toolkit(folder, toolkit, {ORIGIN: json.dumps(strict.dump(origin), indent=1).encode()})
+        upload(folder, to)
+        yield folder
 
 
 def describe(toolkit: Toolkit, origin: Origin) -> str:

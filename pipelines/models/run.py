@@ -1,12 +1,17 @@
 """The record of a training run: what it was started with."""
 
+import json
 import os
 import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from bcm import strict
+from bcm.checkpoint import save_checkpoint
+from bcm.timesteps import TimeSteps
+from bcm.training import TrainState
 from cluster.runtime_env import SHA_VARIABLE, git_sha
 from data import store
 from pipelines.config import Config
@@ -36,6 +41,8 @@ class Run:
     """Git commit of the code that started it."""
     config: Config
     """What it computes."""
+    schedules: Mapping[str, TimeSteps]
+    """The published time steps that it starts with, by task and NFE; its config names them, and here they stand."""
     init: str = ""
     """The trained model it started from; empty for a start from random weights."""
     init_sha256: str = ""
@@ -93,3 +100,10 @@ def read_run(url: str) -> Run:
     if run.name != name:
         raise ConfigError(f"{url} is the run {run.name} under another name; rename the folder back to that.")
     return replace(run, storage=parent)
+
+
+def save_run_checkpoint(directory: Path, state: TrainState, run: Run, unsent: Sequence[Point] = ()) -> None:
+    """Write a local checkpoint of a run, with its notes."""
+    notes = Notes(run=run, images_seen=state.k * run.config.train.batch_size, unsent=tuple(unsent))
+    text = json.dumps(strict.dump(notes), indent=1)
+    save_checkpoint(directory, state, run.config.network, {NOTES: text.encode()})

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from bcm.checkpoint import INDEX
 from bcm.inference import SCHEDULES, Toolkit, dump_schedules, load_toolkit, read_schedules
-from bcm.timesteps import PUBLISHED, TimeSteps
+from bcm.timesteps import TimeSteps
 from data import store
 from pipelines.errors import ConfigError
 from pipelines.models.checkpoints import inference_copy, latest_checkpoint
@@ -26,63 +26,27 @@ REGISTERED = "models:/"
 
 
 @dataclass(frozen=True)
-class RunModel:
-    """The model of a training run, or one of its checkpoints."""
+class StoredModel:
+    """The model of a training run, one of its checkpoints, or a model that `pipelines.import_weights` wrote."""
 
-    run: Run
-    chosen: str | None = None
-    """URL of the checkpoint; None for the newest."""
-
-    @property
-    def source(self) -> str:
-        """URL of the checkpoint, or of the run."""
-        return self.chosen or self.run.url
-
-    @property
-    def home(self) -> str:
-        """URL of the run."""
-        return self.run.url
+    source: str
+    """URL of the run, of the checkpoint, or of the imported model, which is a checkpoint too."""
+    home: str
+    """URL of the run, or of the imported model."""
+    run: Run | None
 
     @property
     def checkpoint(self) -> str:
         """URL of the checkpoint."""
-        return self.chosen or latest_checkpoint(self.run.url)
+        return latest_checkpoint(self.home) if self.run and self.source == self.home else self.source
 
     def schedules(self) -> dict[str, TimeSteps]:
-        """Those that its recipe states, and in their place those that were found for it."""
-        return {**PUBLISHED[self.run.config.time_steps], **_stored(self.run.url)}
+        """Those that a run was started with, and in their place those that were found; an imported model's own."""
+        return {**(self.run.schedules if self.run else {}), **_stored(self.home)}
 
     def open(self, device: str = "cpu", ema_rate: float | None = None) -> Toolkit:
         """Fetches the index and one average alone."""
         with inference_copy(self.checkpoint, self.schedules(), ema_rate) as folder:
-            return load_toolkit(folder, device)
-
-
-@dataclass(frozen=True)
-class ImportedModel:
-    """A folder that `pipelines.import_weights` wrote: a checkpoint's files beside time steps, and no run."""
-
-    home: str
-    """URL of its folder."""
-    run: None = None
-
-    @property
-    def source(self) -> str:
-        """URL of its folder."""
-        return self.home
-
-    @property
-    def checkpoint(self) -> str:
-        """URL of its folder, which is a checkpoint too."""
-        return self.home
-
-    def schedules(self) -> dict[str, TimeSteps]:
-        """Those it came with, or what took their place."""
-        return _stored(self.home)
-
-    def open(self, device: str = "cpu", ema_rate: float | None = None) -> Toolkit:
-        """Fetches the index and its weights alone."""
-        with inference_copy(self.home, self.schedules(), ema_rate) as folder:
             return load_toolkit(folder, device)
 
 
@@ -107,7 +71,7 @@ class RegisteredModel:
         return registry.toolkit_of(client.resolve_uri("runs"), self.source, device)
 
 
-Model = RunModel | ImportedModel | RegisteredModel
+Model = StoredModel | RegisteredModel
 
 
 def model_at(source: str) -> Model:
@@ -120,10 +84,12 @@ def model_at(source: str) -> Model:
         return RegisteredModel(source)
     url = store.absolute(source).rstrip("/")
     if not store.exists(store.join(url, INDEX)):
-        return RunModel(read_run(url))
-    if store.exists(store.join(url, SCHEDULES)):
-        return ImportedModel(url)
-    return RunModel(read_run(url.rpartition("/")[0]), url)
+        run = read_run(url)
+    elif store.exists(store.join(url, SCHEDULES)):
+        return StoredModel(url, url, None)
+    else:
+        run = read_run(url.rpartition("/")[0])
+    return StoredModel(url, run.url, run)
 
 
 def data_of(model: Model, data: str | None) -> str:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from bcm.networks import ADMConfig, NetworkConfig
+from bcm.networks import ADMConfig
 from bcm.schedule import ScheduleConfig
 from cluster.options import ScalingOptions
 from pipelines.config import Config
@@ -32,26 +32,22 @@ SIZES = {
 def smoke(config: Config) -> Config:
     """The same architecture, objective, curriculum and switches: less width, depth, images and steps, on two CPUs."""
     size = SIZES[config.dataset]
+    # One block a level, two for the deep forms; all levels, and attention where it was.
+    narrow = {"width": size.width, "blocks": max(1, config.network.blocks // 3)}
+    if isinstance(config.network, ADMConfig):
+        narrow["head_channels"] = size.width
     schedule = scaled(config.schedule, size.iterations)
     iterations = sum(schedule.curriculum_steps) or size.iterations
     return replace(
         config,
         recipe=f"{config.recipe}-smoke",
-        network=_narrowed(config.network, size.width),
+        network=replace(config.network, **narrow),
         schedule=schedule,
         train=replace(config.train, iterations=iterations, batch_size=size.batch_size),
         scaling=ScalingOptions(workers=2),
         checkpoint_every=(iterations + 1) // 2,
         log_every=max(1, iterations // 8),
     )
-
-
-def _narrowed(network: NetworkConfig, width: int) -> NetworkConfig:
-    """One block a level, two for the deep forms; all levels, and attention where it was."""
-    blocks = max(1, network.blocks // 3)
-    if isinstance(network, ADMConfig):
-        return replace(network, width=width, blocks=blocks, head_channels=width)
-    return replace(network, width=width, blocks=blocks)
 
 
 def scaled(schedule: ScheduleConfig, iterations: int) -> ScheduleConfig:

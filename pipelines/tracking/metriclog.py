@@ -6,12 +6,8 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipelines.tracking.client import cause, client_of, redacted
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 MARKER = "step"
 """The metric that every point carries: its highest step in the store is what has been logged."""
@@ -108,11 +104,18 @@ class MetricLog:
         """Send what is queued, given the highest step in the store if known; the highest step then."""
         if not self._points:
             return logged
+        from mlflow.entities import Metric
+
         client = client_of(self._uri)
         if logged is None:
             logged = int(client.get_run(self._run_id).data.metrics.get(MARKER, -1))
         while batch := self._next_batch(logged):
-            _send_points(client, self._run_id, batch)
+            metrics = [
+                Metric(name, value, point.time_ms, point.step)
+                for point in batch
+                for name, value in {MARKER: float(point.step), **point.values}.items()
+            ]
+            client.log_batch(self._run_id, metrics=metrics)
             logged = batch[-1].step
             with self._changed:
                 for _ in batch:
@@ -134,19 +137,6 @@ class MetricLog:
                     break
                 batch.append(point)
             return batch
-
-
-def _send_points(client: "MlflowClient", run_id: str, points: Sequence[Point]) -> None:
-    from mlflow.entities import Metric
-
-    client.log_batch(
-        run_id,
-        metrics=[
-            Metric(name, value, point.time_ms, point.step)
-            for point in points
-            for name, value in {MARKER: float(point.step), **point.values}.items()
-        ],
-    )
 
 
 def _warn(text: str) -> None:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import Model, ModelSignature
-    from mlflow.pyfunc import PyFuncModel
 
 CHAMPION = "champion"
 CHAMPION_SCORES = ("frechet_ratio_nfe1", "mse_nfe4")
@@ -87,20 +86,18 @@ def register(
     return Registered(name, version, is_champion, reason)
 
 
-def load(uri: str, reference: str) -> "PyFuncModel":
-    """The model that `reference` names, such as `models:/bcm-digits@champion`, ready to predict; this runs its code."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = _download(uri, reference, "", folder)
-        with reported(uri, f"{reference} cannot be loaded"):
-            import mlflow.pyfunc
-
-            return mlflow.pyfunc.load_model(str(path))
-
-
 def toolkit_of(uri: str, reference: str, device: str = "cpu") -> Toolkit:
-    """Weights and schedules of the model that `reference` names; none of its code is run."""
+    """Weights and schedules of the model that `reference` names, as `models:/bcm-digits@champion`; no code is run."""
+    client = tracking.connect(uri)
+    version = _find(client, uri, reference)
     with tempfile.TemporaryDirectory() as folder:
-        (model,) = _download(uri, reference, "artifacts", folder).iterdir()
+        with reported(uri, f"{reference} cannot be fetched"):
+            from mlflow.artifacts import download_artifacts
+
+            # A models:/ URI would be resolved with MLflow's global tracking URI.
+            files = f"{client.get_model_version_download_uri(version.name, version.version)}/artifacts"
+            fetched = download_artifacts(files, dst_path=folder, tracking_uri=uri, registry_uri=uri)
+        (model,) = Path(fetched).iterdir()
         return load_toolkit(model, device)
 
 
@@ -186,19 +183,6 @@ def _judge(client: "MlflowClient", name: str, scores: Mapping[str, float]) -> tu
 
 def _worst_if_nan(score: float) -> float:
     return math.inf if math.isnan(score) else score
-
-
-def _download(uri: str, reference: str, path: str, folder: str) -> Path:
-    """Fetch the files of a registered model below `path` into `folder`; where they are."""
-    client = tracking.connect(uri)
-    version = _find(client, uri, reference)
-    with reported(uri, f"{reference} cannot be fetched"):
-        import mlflow.artifacts
-
-        # A models:/ URI would be resolved with MLflow's global tracking URI.
-        root = client.get_model_version_download_uri(version.name, version.version)
-        files = f"{root}/{path}".rstrip("/")
-        return Path(mlflow.artifacts.download_artifacts(files, dst_path=folder, tracking_uri=uri, registry_uri=uri))
 
 
 def _find(client: "MlflowClient", uri: str, reference: str) -> "ModelVersion":

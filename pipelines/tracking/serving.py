@@ -90,13 +90,12 @@ def _decode(row: object, text: object, channels: int, resolution: int) -> np.nda
 
 
 def _image_table(x: torch.Tensor) -> pd.DataFrame:
-    return pd.DataFrame({"image": [_encode(image) for image in to_uint8(x).movedim(1, -1).cpu().numpy()]})
-
-
-def _encode(image: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, format="PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+    texts: list[str] = []
+    for image in to_uint8(x).movedim(1, -1).cpu().numpy():
+        buffer = io.BytesIO()
+        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, format="PNG")
+        texts.append(base64.b64encode(buffer.getvalue()).decode())
+    return pd.DataFrame({"image": texts})
 
 
 set_model(ServedBCM())

@@ -54,11 +54,11 @@ class Training:
     manifest: Manifest
     tracking_uri: str
     experiment: str
-    resumed: Run | None
+    resumed: Run | None = None
     """The run to go on with; None for a new one."""
-    fallback: str | None
+    fallback: str | None = None
     """URL of the checkpoint to go on from where Ray's record of them is lost."""
-    initial: Initial | None
+    initial: Initial | None = None
     """The trained model that a new run starts from; None for random weights."""
 
 

@@ -7,64 +7,44 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcm import strict
-from bcm.checkpoint import save_checkpoint
+from bcm.timesteps import PUBLISHED
 from cluster import options, session
 from data import store
 from data.cache import BUDGET_VARIABLE, CACHE_VARIABLE
 from pipelines.config import flatten
 from pipelines.errors import ConfigError, TrackingError
 from pipelines.models.checkpoints import checkpoint_name, forget_damaged_record, upload
-from pipelines.models.run import NOTES, Notes, Run, code_version, new_name, write_run
+from pipelines.models.run import Run, code_version, new_name, save_run_checkpoint, write_run
 from pipelines.tracking import client
 from pipelines.training.checks import Training, idle_state
-from pipelines.training.progress import Board, shown
-from pipelines.training.worker import Job, note_text, train_worker
+from pipelines.training.progress import line_queue, shown
+from pipelines.training.worker import Job, train_worker
 
 if TYPE_CHECKING:
-    from ray.train import Checkpoint
+    from ray.train.torch import TorchTrainer
+    from ray.util.queue import Queue
 
 
 def launch(training: Training) -> Run:
     """Run a checked training to its end; must stand in a `cluster.session.connect`."""
-    import ray
-    from ray.train.torch import TorchTrainer
-
-    from pipelines.training.callbacks import FinalErrors
-
-    config, uri = training.config, training.tracking_uri
-    options.check_resources(config.scaling)
-    several = len([node for node in ray.nodes() if node["Alive"]]) > 1
-    if client.is_local(uri) and (several or session.in_job()):
-        raise ConfigError(
-            f"the MLflow store {uri} is a file of this machine, out of reach for a job or for other nodes. "
-            "Set MLFLOW_TRACKING_URI to an MLflow server, in the environment of the cluster."
-        )
-    run = _continued(training) if training.resumed else _begun(training)
+    uri = training.tracking_uri
+    _check_cluster(training)
+    run = training.resumed or _begun(training)
+    if training.resumed:
+        forget_damaged_record(run.url)
+        client.continue_run(uri, run.mlflow_run)
     ending: Any = "FAILED"
     try:
         print(f"run {run.url}\nMLflow run {run.mlflow_run} at {client.redacted(uri)}", flush=True)
-        board = Board()
-        first = store.join(run.url, checkpoint_name(0)) if run.init else None
-        fallback = _checkpoint_at(training.fallback or first)
-        job = Job(run=run, manifest=training.manifest, tracking_uri=uri, board=board, fallback=fallback)
-        filesystem, path = store.arrow_filesystem(run.storage)
-        trainer = TorchTrainer(
-            train_worker,
-            train_loop_config={"job": job},
-            scaling_config=options.scaling_config(config.scaling),
-            run_config=options.run_config(
-                config.scaling,
-                name=run.name,
-                storage_path=path,
-                storage_filesystem=filesystem,
-                worker_env={name: os.environ[name] for name in (CACHE_VARIABLE, BUDGET_VARIABLE) if name in os.environ},
-                callbacks=[FinalErrors()],
-            ),
-        )
-        with shown(board, config.train.batch_size):
-            options.fit(trainer)
-        if warning := board.read().warning:
-            print(f"warning: {warning}", file=sys.stderr)
+        lines = line_queue()
+        with shown(lines):
+            unsent = options.fit(_trainer(training, run, lines)).return_value
+        if unsent:
+            print(
+                f"warning: {unsent} points of metrics have not reached MLflow; they stand in the last checkpoint. "
+                f"Send them when it answers again: --resume {run.name}",
+                file=sys.stderr,
+            )
         ending = "FINISHED"
     except KeyboardInterrupt:
         ending = "KILLED"
@@ -77,11 +57,45 @@ def launch(training: Training) -> Run:
     return run
 
 
-def _continued(training: Training) -> Run:
-    assert training.resumed
-    forget_damaged_record(training.resumed.url)
-    client.continue_run(training.tracking_uri, training.resumed.mlflow_run)
-    return training.resumed
+def _check_cluster(training: Training) -> None:
+    """Refuse what this cluster cannot hold, and a store of MLflow that its nodes cannot reach."""
+    import ray
+
+    options.check_resources(training.config.scaling)
+    several = len([node for node in ray.nodes() if node["Alive"]]) > 1
+    if client.is_local(training.tracking_uri) and (several or session.in_job()):
+        raise ConfigError(
+            f"the MLflow store {training.tracking_uri} is a file of this machine, out of reach for a job or for other "
+            "nodes. Set MLFLOW_TRACKING_URI to an MLflow server, in the environment of the cluster."
+        )
+
+
+def _trainer(training: Training, run: Run, lines: "Queue") -> "TorchTrainer":
+    """Ray's trainer of a run; where Ray knows no checkpoint, it starts from the fallback or the initial model."""
+    from ray.train import Checkpoint
+    from ray.train.torch import TorchTrainer
+
+    from pipelines.training.callbacks import FinalErrors
+
+    scaling, fallback = training.config.scaling, None
+    if url := training.fallback or (store.join(run.url, checkpoint_name(0)) if run.init else None):
+        filesystem, path = store.arrow_filesystem(url)
+        fallback = Checkpoint(path, filesystem)
+    job = Job(run=run, manifest=training.manifest, tracking_uri=training.tracking_uri, lines=lines, fallback=fallback)
+    filesystem, path = store.arrow_filesystem(run.storage)
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        scaling_config=options.scaling_config(scaling),
+        run_config=options.run_config(
+            scaling,
+            name=run.name,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            worker_env={name: os.environ[name] for name in (CACHE_VARIABLE, BUDGET_VARIABLE) if name in os.environ},
+            callbacks=[FinalErrors()],
+        ),
+    )
 
 
 def _begun(training: Training) -> Run:
@@ -101,6 +115,7 @@ def _begun(training: Training) -> Run:
         mlflow_run=run_id,
         code=code,
         config=config,
+        schedules=PUBLISHED[config.time_steps],
         **init,
     )
     try:
@@ -115,17 +130,6 @@ def _begun(training: Training) -> Run:
 
 def store_first_checkpoint(run: Run, model: Any) -> None:
     """Store `model` as the checkpoint of step 0, so that workers on any node, started at any time, begin with it."""
-    state = idle_state(model, run.config)
     with tempfile.TemporaryDirectory() as folder:
-        notes = note_text(Notes(run=run, images_seen=0))
-        save_checkpoint(Path(folder), state, run.config.network, {NOTES: notes})
+        save_run_checkpoint(Path(folder), idle_state(model, run.config), run)
         upload(Path(folder), store.join(run.url, checkpoint_name(0)))
-
-
-def _checkpoint_at(url: str | None) -> "Checkpoint | None":
-    from ray.train import Checkpoint
-
-    if url is None:
-        return None
-    filesystem, path = store.arrow_filesystem(url)
-    return Checkpoint(path, filesystem)

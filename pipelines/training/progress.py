@@ -4,10 +4,15 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from bcm.training import TrainConfig
+from data.loader import Batch
+
+if TYPE_CHECKING:
+    from ray.util.queue import Queue
 
 LINE_SECONDS = 1.0
 """How often a terminal's progress line is drawn."""
@@ -15,45 +20,44 @@ LOG_SECONDS = 15.0
 """How often a line is written where the output is no terminal."""
 
 
-@dataclass(frozen=True)
-class Progress:
-    """One look at a running training."""
+def progress_line(
+    k: int, config: TrainConfig, N: int, losses: Mapping[str, float], images_per_second: float, wait_share: float
+) -> str:
+    """One look at a running training, for people.
 
-    step: int
-    iterations: int
-    N: int
-    """Grid points; 0 for an objective without grid."""
-    losses: dict[str, float]
-    """The mean of each of the objective's terms."""
-    images_per_second: float
-    wait_share: float
-    """Share of the time spent waiting for data, in [0, 1]."""
-
-    def line(self, batch_size: int) -> str:
-        """For people."""
-        left = (self.iterations - self.step) * batch_size / max(self.images_per_second, 1e-9)
-        grid = f"N {self.N}  " if self.N else ""
-        losses = "".join(f"{name} {loss:.3f}  " for name, loss in self.losses.items())
-        return (
-            f"step {self.step}/{self.iterations}  {grid}{losses}"
-            f"{self.images_per_second:.0f} images/s  data wait {100 * self.wait_share:.1f} %  "
-            f"left {int(left) // 60}:{int(left) % 60:02d}"
-        )
+    Args:
+        k: iterations done.
+        config: says how many there will be, of how many images.
+        N: grid points; 0 for an objective without grid.
+        losses: the mean of each of the objective's terms.
+        images_per_second: over all workers.
+        wait_share: share of the time spent waiting for data, in [0, 1].
+    """
+    left = int((config.iterations - k) * config.batch_size / max(images_per_second, 1e-9))
+    grid = f"N {N}  " if N else ""
+    terms = "".join(f"{name} {loss:.3f}  " for name, loss in losses.items())
+    return (
+        f"step {k}/{config.iterations}  {grid}{terms}{images_per_second:.0f} images/s  "
+        f"data wait {100 * wait_share:.1f} %  left {left // 60}:{left % 60:02d}"
+    )
 
 
 class Meter:
-    """Speed and waiting share over the last few logged points."""
+    """Speed and waiting share of the batches that pass by, over the last few points."""
 
-    def __init__(self, points: int = 10) -> None:
-        """Average over `points` calls of `measure`."""
+    def __init__(self, batch_size: int, points: int = 10) -> None:
+        """Average over `points` calls of `measure`; a batch is of `batch_size` images over all workers."""
+        self._batch_size = batch_size
         self._seen: deque[tuple[float, int, float]] = deque([(time.perf_counter(), 0, 0.0)], maxlen=points + 1)
         self._images = 0
         self._waited = 0.0
 
-    def add(self, images: int, waited: float) -> None:
-        """Count images trained on, over all workers, and seconds this worker waited for them."""
-        self._images += images
-        self._waited += waited
+    def watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches, counted as they pass."""
+        for batch in batches:
+            self._images += self._batch_size
+            self._waited += batch.wait
+            yield batch
 
     def measure(self) -> tuple[float, float]:
         """Images per second and share of time waiting."""
@@ -63,77 +67,35 @@ class Meter:
         return (self._images - images) / seconds, (self._waited - waited) / seconds
 
 
-@dataclass
-class Posted:
-    """What stands on the board."""
-
-    progress: Progress | None = None
-    warning: str | None = None
-    """What the user should know when it is over."""
-
-
-class _Board:
-    def __init__(self) -> None:
-        self._posted = Posted()
-
-    def post(self, progress: Progress | None = None, warning: str | None = None) -> None:
-        self._posted.progress = progress or self._posted.progress
-        self._posted.warning = warning or self._posted.warning
-
-    def read(self) -> Posted:
-        return self._posted
-
-
-class Board:
-    """A small actor that the first worker posts to and the driver reads; safe to send to workers.
+def line_queue() -> "Queue":
+    """Ray's own queue, for lines from the first worker to the driver; safe to send to workers.
 
     Ray Train's callbacks would hear of progress through `ray.train.report` alone, which is a barrier for all workers
-    and answered when the controller next looks at them, and they run in a process whose output a private Ray hides.
+    and answered when the controller next looks at them: half a second of two workers' time, where a line takes a
+    millisecond. And they run in a process whose output a private Ray hides.
+    The queue is on the node of the driver, which outlives the workers' nodes; it takes no CPU from them.
     """
+    import ray
+    from ray.util.queue import Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    def __init__(self) -> None:
-        """Start the actor on the node of the driver, which outlives the workers' nodes; it takes no CPU from them."""
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        remote: Any = ray.remote
-        self._actor: Any = remote(num_cpus=0, scheduling_strategy=here)(_Board).remote()
-
-    def post(self, progress: Progress) -> None:
-        """Post and go on at once."""
-        self._actor.post.remote(progress)
-
-    def warn(self, message: str) -> None:
-        """Note what the user should know when the run is over."""
-        import ray
-
-        ray.get(self._actor.post.remote(warning=message))
-
-    def read(self) -> Posted:
-        """What stands on the board; nothing, if it cannot be reached."""
-        import ray
-        from ray.exceptions import RayError
-
-        try:
-            return ray.get(self._actor.read.remote(), timeout=30)
-        except RayError:
-            return Posted()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
 
 @contextmanager
-def shown(board: Board, batch_size: int) -> Iterator[None]:
-    """Print the board's progress during the block: one live line on a terminal, a line at times elsewhere."""
+def shown(lines: "Queue") -> Iterator[None]:
+    """Print the newest of the queued lines during the block: one live line on a terminal, a line at times elsewhere."""
+    from ray.exceptions import RayError
+
     over = threading.Event()
     live = sys.stdout.isatty()
 
     def draw() -> None:
-        last = None
         while not over.wait(LINE_SECONDS if live else LOG_SECONDS):
-            progress = board.read().progress
-            if progress is not None and progress != last:
-                last = progress
-                print(("\r\x1b[K" if live else "") + progress.line(batch_size), end="" if live else "\n", flush=True)
+            with suppress(RayError):
+                if waiting := lines.get_nowait_batch(lines.qsize()):
+                    print(("\r\x1b[K" if live else "") + waiting[-1], end="" if live else "\n", flush=True)
 
     thread = threading.Thread(target=draw, daemon=True)
     thread.start()

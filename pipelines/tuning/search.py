@@ -12,7 +12,7 @@ import numpy as np
 
 from bcm import strict
 from bcm.inference import SCHEDULES, Toolkit, check_task
-from bcm.timesteps import PUBLISHED, TimeSteps
+from bcm.timesteps import TimeSteps
 from data import store
 from data.cache import ShardCache
 from data.manifest import Manifest
@@ -63,7 +63,7 @@ def searchable(source: str) -> tuple[Run, Toolkit, Manifest]:
 
 def targets_of(run: Run, toolkit: Toolkit, names: Sequence[str] = ()) -> dict[str, TimeSteps]:
     """The published time steps of what is searched: of the targets named, or of the default ones the model has."""
-    published = PUBLISHED[run.config.time_steps]
+    published = run.schedules
     for name in names:
         check_task(toolkit, "invert" if name.startswith("invert") else "sample")
         if name not in published:

@@ -16,9 +16,9 @@ from servers import free_port
 from world import NAME, STEP, Command, Main, Outcome, World
 
 from bcm import strict
-from bcm.checkpoint import save_checkpoint
 from bcm.networks import build_network
 from bcm.precond import BCM
+from bcm.timesteps import PUBLISHED
 from bcm.training import TrainState
 from cluster import session
 from data.cache import CACHE_VARIABLE
@@ -29,7 +29,6 @@ from pipelines.config import flatten
 from pipelines.models import run as runs
 from pipelines.recipes import recipe
 from pipelines.tracking import client as tracking
-from pipelines.training.worker import note_text
 
 
 @pytest.fixture(autouse=True)
@@ -59,14 +58,13 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> World:
         mlflow_run=run_id,
         code="unknown",
         config=config,
+        schedules=PUBLISHED[config.time_steps],
     )
     runs.write_run(run)
     torch.manual_seed(0)
     state = TrainState(BCM(build_network(config.network)), config.train)
     state.k = STEP
-    save_checkpoint(
-        world.checkpoint, state, config.network, {runs.NOTES: note_text(runs.Notes(run=run, images_seen=STEP))}
-    )
+    runs.save_run_checkpoint(world.checkpoint, state, run)
     return world
 
 

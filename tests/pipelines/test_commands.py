@@ -2,16 +2,11 @@
 
 import json
 import os
-import re
-import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from spoil import (
     LISTED,
     READ,
@@ -30,20 +25,12 @@ from spoil import (
     with_misnamed_schedules,
     without_weights,
 )
-from world import NAME, STEP, Command, Outcome, World, edit_json
+from world import NAME, STEP, Command, Outcome, World, edit_json, scores, tree
 
-from bcm import strict
-from bcm.checkpoint import INDEX, save_checkpoint
 from bcm.inference import SCHEDULES
-from bcm.networks import build_network
-from bcm.precond import BCM
-from bcm.training import TrainState
 from data.manifest import MANIFEST_NAME
-from pipelines.evaluation.scores import FILE, Score, Scores, read_scores
+from pipelines.evaluation.scores import FILE
 from pipelines.models import run as runs
-from pipelines.models.checkpoints import checkpoint_name
-from pipelines.models.source import model_at
-from pipelines.recipes import recipe
 from pipelines.tracking import client as tracking
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,10 +40,6 @@ COMMANDS = (
 )
 OPENING = ("evaluate", "tune", "register", "sample")
 """The commands that open a model."""
-
-
-def tree(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 # ---- options
@@ -164,23 +147,6 @@ def test_a_damaged_checkpoint_is_named(command: Command, world: World, module: s
     assert "Choose another checkpoint" in error
 
 
-def scores(world: World) -> dict[str, Any]:
-    """What `evaluate` stores."""
-    schedules = model_at(str(world.run)).schedules()
-    row = Score(
-        metric="mse",
-        task="reconstruct",
-        nfe=4,
-        value=0.01,
-        error=0.001,
-        count=297,
-        seeds=(0, 296),
-        extractor=None,
-        steps=schedules["invert-4"],
-    )
-    return strict.dump(Scores(k=STEP, ema_rate=None, schedules=schedules, rows=(row,)))
-
-
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -260,59 +226,6 @@ def test_shards_are_never_written_over_another_set_nor_where_nothing_can_be_writ
     assert f"cannot write to {world.root}/file/data" in error and "choose another path" in error
 
 
-# ---- scores
-
-
-def test_a_run_without_scores_is_not_registered(command: Command, world: World):
-    error = command("register", str(world.run)).error
-    assert f"{NAME} has no scores yet. Run `python -m pipelines.evaluate {world.run}`" in error
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"k": 20}, f"those of step 20, but it is at step {STEP} now"),
-        ({"schedules": {}}, "the time steps of .* have changed since it was scored"),
-        ({"ema_rate": 0.5}, "those of the average of rate 0.5; give the same --ema-rate"),
-        ({"rows": [{"metric": "mse"}]}, "scores.json: missing key 'rows.0.task'"),
-        ({"rows": None}, "scores.json: rows: input should be"),
-    ],
-)
-def test_scores_of_something_else_are_not_registered(command: Command, world: World, change: dict[str, Any], said: str):
-    (world.run / FILE).write_text(json.dumps(scores(world) | change))
-    error = command("register", str(world.run)).error
-    assert re.search(said, error)
-    assert f"Run `python -m pipelines.evaluate {world.run}`" in error
-
-
-def test_scores_of_the_newest_checkpoint_may_be_registered(command: Command, world: World):
-    (world.run / FILE).write_text(json.dumps(scores(world)))
-    outcome = command("register", str(world.run), "--dry-run")
-    assert outcome.out == f"would register {world.checkpoint} as bcm-digits-smoke with {{'mse_nfe4': 0.01}}\n"
-
-
-def test_an_average_can_be_chosen_where_several_were_kept(command: Command, world: World):
-    config = recipe("digits", smoke=True)
-    state = TrainState(BCM(build_network(config.network)), replace(config.train, ema_rates=(0.9, 0.5)))
-    state.k = STEP
-    for parameter in state.averages[1].model.parameters():
-        parameter.data += 1
-    save_checkpoint(world.checkpoint, state, config.network)
-    (world.run / FILE).write_text(json.dumps(scores(world) | {"ema_rate": 0.5}))
-    assert "version 1" in command("register", str(world.run), "--ema-rate", "0.5").out
-    for source, rate, average in (
-        (str(world.run), None, state.averages[0]),
-        (str(world.run), 0.5, state.averages[1]),
-        ("models:/bcm-digits-smoke@champion", None, state.averages[1]),
-    ):
-        found = model_at(source).open(ema_rate=rate).model
-        assert all(torch.equal(p, q) for p, q in zip(found.parameters(), average.model.parameters(), strict=True))
-    for line in (("sample",), ("evaluate", "--dry-run")):
-        assert "none of 0.7" in command(*line, str(world.run), "--ema-rate", "0.7").error
-        said = command(*line, "models:/bcm-digits-smoke@champion", "--data", str(world.data), "--ema-rate", "0.5").error
-        assert "holds one average of the weights" in said
-
-
 # ---- MLflow
 
 
@@ -364,21 +277,3 @@ def test_the_exit_code_is_2_and_the_message_is_all(tmp_path: Path, line: str, sa
     assert outcome.error.startswith(said.format(root=tmp_path))
     assert outcome.out == ""
     assert tree(tmp_path) == set()
-
-
-def test_what_was_scored_is_registered_though_a_newer_checkpoint_comes(
-    command: Command, world: World, monkeypatch: pytest.MonkeyPatch
-):
-    (world.run / FILE).write_text(json.dumps(scores(world)))
-
-    def then_a_newer_one(*arguments: Any) -> tuple[Score, ...]:
-        rows = read_scores(*arguments)
-        newer = world.run / checkpoint_name(STEP + 1)
-        shutil.copytree(world.checkpoint, newer)
-        edit_json(newer / INDEX, lambda entry: entry.update(k=STEP + 1))
-        return rows
-
-    monkeypatch.setattr("pipelines.register.read_scores", then_a_newer_one)
-    assert "version 1" in command("register", str(world.run)).out
-    assert model_at(str(world.run)).open().k == STEP + 1
-    assert model_at("models:/bcm-digits-smoke@champion").open().k == STEP

@@ -13,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from pipelines.quickstart import command_line
+from pipelines.cli import command_line
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = ["--smoke", "--tune-seconds", "1", "--samples", "100", "--storage", "elsewhere"]

@@ -30,6 +30,7 @@ RUN = Run(
     mlflow_run="m",
     code="c",
     config=CONFIG,
+    schedules=PAPER_CIFAR10,
     init="",
     init_sha256="",
 )
@@ -96,6 +97,7 @@ WRONG: list[tuple[str, str, Any]] = [
     *(("config", f"network.{key}", value) for key, value in {"channel_mult": 2, "channel_mult.0": "1"}.items()),
     *(("config", f"schedule.{key}", value) for key, value in {"s0": [], "pairs": 1, "curriculum_N": "41"}.items()),
     *(("run", key, value) for key, value in {"name": 1, "storage": None, "data": ["d"], "mlflow_run": 0}.items()),
+    *(("run", key, value) for key, value in {"schedules": [], "schedules.sample-2.times": "80"}.items()),
     *(
         ("run", key, value)
         for key, value in {"code": {}, "init": False, "config": "x", "config.train.seed": "0"}.items()

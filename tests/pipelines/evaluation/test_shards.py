@@ -17,13 +17,13 @@ from bcm.metrics import Moments
 from bcm.networks import build_network
 from bcm.precond import BCM
 from bcm.timesteps import CONSISTENCY_CIFAR10, PAPER_CIFAR10
-from data.cache import default_cache_dir
+from data.cache import ShardCache, default_cache_dir
 from data.manifest import Manifest, load_manifest
 from data.prepare.pack import Sample
 from pipelines.evaluate import EvaluateOptions, evaluate
 from pipelines.evaluation import shards
 from pipelines.evaluation.features import FEATURES, as_images, pixels
-from pipelines.evaluation.reference import Reference, moments_of, reference
+from pipelines.evaluation.reference import Labeller, classifier, moments_of
 from pipelines.evaluation.scores import Score
 from pipelines.models.source import model_at
 from pipelines.recipes import recipe
@@ -48,7 +48,13 @@ class Real:
 
     train: Whole
     test: Whole
-    reference: Reference
+    url: str
+    manifest: Manifest
+    cache: ShardCache
+    """The held-out images."""
+    moments: Moments
+    """Of the training images."""
+    labeller: Labeller | None
 
     def named(self, scores: Sequence[Score]) -> dict[str, float]:
         return {f"{row.metric} {row.task} {row.nfe}": row.value for row in scores}
@@ -59,7 +65,9 @@ def real(world: World) -> Real:
     url = str(world.data)
     manifest = load_manifest(url)
     train, test = (cached_split(url, manifest, split, default_cache_dir()) for split in ("train", "test"))
-    return Real(train, test, reference(url, manifest))
+    caches = {split: ShardCache(url, manifest, split) for split in ("train", "test")}
+    labeller = classifier(caches["train"], manifest)
+    return Real(train, test, url, manifest, caches["test"], moments_of(caches["train"]), labeller)
 
 
 @pytest.fixture
@@ -82,7 +90,7 @@ def test_pixels_of_large_images_are_averages_of_squares():
 
 
 def test_moments_of_a_split_are_those_of_its_images(real: Real):
-    moments = real.reference.train
+    moments = real.moments
     assert moments.count == 1500
     assert np.allclose(moments.mean, rows(real.train).mean(0), atol=1e-7)
     assert np.allclose(moments.covariance, np.cov(rows(real.train), rowvar=False), atol=1e-7)
@@ -90,20 +98,20 @@ def test_moments_of_a_split_are_those_of_its_images(real: Real):
 
 def test_real_images_as_samples_are_at_no_distance(real: Real):
     halves = [Moments.of(pixels(as_images(real.train.images[i : i + 750]))) for i in (0, 750)]
-    assert shards.sample_distance(halves[0] + halves[1], real.reference.train) == pytest.approx(0, abs=1e-6)
-    between = shards.sample_distance(moments_of(real.reference.test), real.reference.train)
+    assert shards.sample_distance(halves[0] + halves[1], real.moments) == pytest.approx(0, abs=1e-6)
+    between = shards.sample_distance(moments_of(real.cache), real.moments)
     assert between == pytest.approx(frechet(rows(real.test), rows(real.train)), rel=1e-4)
     assert between > 0.1
 
 
 def test_samples_that_are_not_finite_are_infinitely_far(real: Real):
-    train = real.reference.train
+    train = real.moments
     assert shards.sample_distance(train + Moments.of(torch.full((4, 64), math.nan)), train) == math.inf
 
 
 def test_the_labeller_knows_the_held_out_digits(real: Real):
-    assert real.reference.labeller is not None
-    assert np.mean(real.reference.labeller(as_images(real.test.images)) == real.test.labels) > 0.97
+    assert real.labeller is not None
+    assert np.mean(real.labeller(as_images(real.test.images)) == real.test.labels) > 0.97
 
 
 def test_large_images_have_no_labeller(tmp_path: Path):
@@ -112,7 +120,7 @@ def test_large_images_have_no_labeller(tmp_path: Path):
     splits = {split: write_split(str(tmp_path), split, samples) for split in ("train", "test")}
     names = ("a", "b", "c")
     manifest = Manifest(name="x", resolution=16, channels=3, class_names=names, flip=False, splits=splits)
-    assert reference(str(tmp_path), manifest).labeller is None
+    assert classifier(ShardCache(str(tmp_path), manifest, "train"), manifest) is None
 
 
 def test_sample_moments_are_those_of_the_samples(toolkit: Toolkit):
@@ -124,9 +132,9 @@ def test_sample_moments_are_those_of_the_samples(toolkit: Toolkit):
 
 @pytest.mark.slow
 def test_every_score_equals_its_slow_reference(toolkit: Toolkit, real: Real, ray_session: None):
-    labeller = real.reference.labeller
+    labeller = real.labeller
     assert labeller is not None
-    scores = shards.score_model(toolkit, real.reference, samples=300)  # more than one batch
+    scores = shards.score_model(toolkit, real.url, real.manifest, samples=300)  # more than one batch
     values = real.named(scores)
     wanted = ["fd-pixels real 0", "fd-pixels sample 1", "fd-pixels sample 3", "mse reconstruct 2"]
     assert list(values) == [*wanted, "labels-kept reconstruct 2"]
@@ -147,7 +155,7 @@ def test_every_score_equals_its_slow_reference(toolkit: Toolkit, real: Real, ray
     sampled = scores[2]
     assert (sampled.count, sampled.seeds, sampled.extractor) == (300, (0, 299), f"pixels-{FEATURES}")
     assert sampled.steps == toolkit.schedules["sample-3"]
-    (some, _) = shards.score_reconstructions(toolkit, real.reference, 260)
+    (some, _) = shards.score_reconstructions(toolkit, real.cache, labeller, 260)
     assert some.value == pytest.approx(float(errors[:260].mean()), rel=1e-5)
     names = client.score_names(scores)
     assert names["frechet_test"] == values["fd-pixels real 0"] and names["mse_nfe2"] == values["mse reconstruct 2"]
@@ -161,8 +169,8 @@ def test_every_score_equals_its_slow_reference(toolkit: Toolkit, real: Real, ray
 @pytest.mark.slow
 def test_a_model_that_gives_no_finite_images_is_scored_all_the_same(toolkit: Toolkit, real: Real, ray_session: None):
     next(toolkit.model.parameters()).fill_(math.nan)
-    assert [row.value for row in shards.score_samples(toolkit, real.reference.train, 10)] == [math.inf, math.inf]
-    assert math.isnan(shards.score_reconstructions(toolkit, real.reference, 20)[0].value)
+    assert [row.value for row in shards.score_samples(toolkit, real.moments, 10)] == [math.inf, math.inf]
+    assert math.isnan(shards.score_reconstructions(toolkit, real.cache, real.labeller, 20)[0].value)
 
 
 @pytest.mark.slow

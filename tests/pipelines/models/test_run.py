@@ -11,6 +11,7 @@ import pytest
 from world import NAME, STEP, World, edit_json
 
 from bcm.checkpoint import INDEX
+from bcm.timesteps import PUBLISHED, Ancestral
 from bcm.types import BCMError
 from cluster.runtime_env import SHA_VARIABLE
 from data import store
@@ -20,6 +21,7 @@ from pipelines.models import run as runs
 from pipelines.models.source import model_at
 from pipelines.recipes import recipe
 from pipelines.training.checks import check_same
+from pipelines.tuning.search import targets_of
 
 
 def test_a_record_survives_storage(tmp_path: Path):
@@ -31,6 +33,7 @@ def test_a_record_survives_storage(tmp_path: Path):
         mlflow_run="cd",
         code="ef+dirty",
         config=recipe("digits"),
+        schedules=PUBLISHED["cifar10"],
     )
     runs.write_run(run)
     assert runs.read_run(f"{tmp_path}/digits-1") == run
@@ -47,6 +50,16 @@ def test_names_are_new_and_sort_by_recipe_and_time():
 def test_the_code_version_is_what_the_job_was_submitted_with(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(SHA_VARIABLE, "0123abc")
     assert runs.code_version() == "0123abc"
+
+
+def test_a_run_keeps_the_time_steps_it_was_started_with(world: World, monkeypatch: pytest.MonkeyPatch):
+    before, run = model_at(str(world.run)).schedules(), runs.read_run(str(world.run))
+    targets = targets_of(run, model_at(str(world.run)).open())
+    edited = {"sample-2": Ancestral(times=(0.002, 0.5, 80.0)), "sample-1": Ancestral()}
+    monkeypatch.setitem(PUBLISHED, run.config.time_steps, edited)  # type: ignore[arg-type]
+    assert model_at(str(world.run)).schedules() == before
+    assert before["sample-2"] == run.schedules["sample-2"] != edited["sample-2"] and "invert-4" in before
+    assert targets_of(runs.read_run(str(world.run)), model_at(str(world.run)).open()) == targets
 
 
 def test_a_missing_run_lists_those_beside_it(world: World):

@@ -19,7 +19,7 @@ import pytest
 import torch
 from mlflow.exceptions import MlflowException
 from PIL import Image
-from servers import mlflow_server
+from servers import mlflow_server, served_model
 
 from bcm import inference
 from bcm.inference import SCHEDULES, Toolkit, dump_schedules, load_toolkit, save_toolkit
@@ -37,14 +37,6 @@ CHAMPION = f"models:/{NAME}@champion"
 NETWORK = NCSNppConfig(
     image_channels=1, resolution=8, width=8, channel_mult=(1, 2), blocks=1, attention=(4,), dropout=0.0
 )
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A local sqlite store."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(tracking.URI_VARIABLE, raising=False)
-        return tracking.resolve_uri(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +61,7 @@ def toolkit(store: str, checkpoint: Path) -> Toolkit:
 @pytest.fixture(scope="module")
 def served(store: str, toolkit: Toolkit) -> Any:
     """The same as MLflow loads it."""
-    return registry.load(store, "models:/served@champion")
+    return served_model(store, "served")
 
 
 def register(uri: str, checkpoint: Path, scores: Mapping[str, float], name: str = NAME) -> Registered:
@@ -190,7 +182,7 @@ def test_the_champion_serves_in_a_fresh_process_with_its_own_code(store: str, to
 def test_a_model_registered_at_a_server_serves_from_there(checkpoint: Path, tmp_path: Path):
     with mlflow_server(tmp_path, str(tmp_path / "artifacts"), {}) as uri:
         with pytest.raises(TrackingError, match="it has no registered model"):
-            registry.load(uri, CHAMPION)
+            registry.toolkit_of(uri, CHAMPION)
         assert register(uri, checkpoint, {"mse_nfe4": 0.5}).is_champion
         assert not register(uri, checkpoint, {"mse_nfe4": 0.6}).is_champion
         assert registry.toolkit_of(uri, f"models:/{NAME}/2").schedules == PAPER_CIFAR10
@@ -213,7 +205,7 @@ def test_an_unknown_model_is_an_error_that_lists_what_exists(
     store: str, toolkit: Toolkit, reference: str, message: str
 ):
     with pytest.raises(TrackingError, match=message):
-        registry.load(store, reference)
+        registry.toolkit_of(store, reference)
 
 
 def test_a_wrong_checkpoint_or_schedule_registers_nothing(store: str, checkpoint: Path, tmp_path: Path):
@@ -225,7 +217,7 @@ def test_a_wrong_checkpoint_or_schedule_registers_nothing(store: str, checkpoint
     with pytest.raises(BCMError, match="whose name is 'sample-1'"):
         register(store, misnamed, {}, name="wrong")
     with pytest.raises(TrackingError, match="has no models:/wrong/1"):
-        registry.load(store, "models:/wrong/1")
+        registry.toolkit_of(store, "models:/wrong/1")
 
 
 @pytest.mark.parametrize("nfe", [0, 3])

@@ -15,6 +15,7 @@ from bcm import strict
 from bcm.checkpoint import attachment, load_checkpoint
 from bcm.networks import build_network
 from bcm.precond import BCM
+from bcm.timesteps import PUBLISHED, Ancestral
 from cluster import options, ray_internals, session
 from data import store
 from data.cache import BUDGET_VARIABLE, CACHE_VARIABLE
@@ -27,7 +28,6 @@ from pipelines.tracking import client
 from pipelines.training import launch
 from pipelines.training.callbacks import FinalErrors
 from pipelines.training.checks import Initial, Training, idle_state
-from pipelines.training.progress import Posted
 from pipelines.training.worker import Job
 
 TAUGHT = "models:/taught@best"
@@ -35,14 +35,12 @@ TAUGHT = "models:/taught@best"
 
 @dataclass
 class Stage:
-    """What stands around one launch: the nodes, the board, and the worker that is called in this process."""
+    """What stands around one launch: the nodes, and the worker that is called in this process."""
 
     training: Training
-    worker: Callable[[Job], None] = lambda job: None
+    worker: Callable[[Job], object] = lambda job: 0
     nodes: list[bool] = field(default_factory=lambda: [True])
     """Whether each node is alive."""
-    warning: str | None = None
-    """What the board says in the end."""
     trainers: list[Any] = field(default_factory=list)
     jobs: list[Job] = field(default_factory=list)
 
@@ -51,12 +49,9 @@ class Stage:
         assert len(self.trainers) == len(self.jobs) == 1
         return self.jobs[0]
 
-    def train_worker(self, entry: dict[str, Job]) -> None:
+    def train_worker(self, entry: dict[str, Job]) -> object:
         self.jobs.append(entry["job"])
-        self.worker(entry["job"])
-
-    def read(self) -> Posted:
-        return Posted(warning=self.warning)
+        return self.worker(entry["job"])
 
     def alive(self) -> list[dict[str, Any]]:
         return [{"Alive": alive, "Resources": {"CPU": 8.0, "GPU": 8.0}} for alive in self.nodes]
@@ -75,9 +70,6 @@ def stage(world: World, monkeypatch: pytest.MonkeyPatch) -> Stage:
             manifest=load_manifest(str(world.data)),
             tracking_uri=client.resolve_uri("runs"),
             experiment="bcm",
-            resumed=None,
-            fallback=None,
-            initial=None,
         )
     )
     scaling_config, fit = options.scaling_config, options.fit
@@ -93,7 +85,7 @@ def stage(world: World, monkeypatch: pytest.MonkeyPatch) -> Stage:
     monkeypatch.setattr(ray_internals, "most_resources", dict)
     monkeypatch.setattr(options, "scaling_config", local)
     monkeypatch.setattr(options, "fit", seen)
-    monkeypatch.setattr(launch, "Board", lambda: made)
+    monkeypatch.setattr(launch, "line_queue", lambda: None)
     monkeypatch.setattr(launch, "train_worker", made.train_worker)
     return made
 
@@ -133,6 +125,14 @@ def test_a_run_is_running_while_it_trains_and_finished_after(stage: Stage):
     assert seen == ["RUNNING"] and status(run.mlflow_run) == "FINISHED"
     assert read_run(run.url) == run == stage.job.run
     assert stage.job.fallback is None and not store.exists(store.join(run.url, checkpoints.checkpoint_name(0)))
+
+
+def test_the_time_steps_stand_in_the_record_of_a_run(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    published = {"sample-1": Ancestral()}
+    with monkeypatch.context() as patch:
+        patch.setitem(PUBLISHED, stage.training.config.time_steps, published)  # type: ignore[arg-type]
+        run = launch.launch(stage.training)
+    assert read_run(run.url).schedules == published == stage.job.run.schedules
 
 
 @pytest.mark.parametrize(
@@ -185,12 +185,15 @@ def test_a_mlflow_that_is_gone_at_the_end_is_a_warning(
         launch.launch(stage.training)
 
 
-def test_the_last_warning_of_the_board_is_printed(stage: Stage, capsys: pytest.CaptureFixture[str]):
+def test_points_that_mlflow_did_not_get_are_told_at_the_end(stage: Stage, capsys: pytest.CaptureFixture[str]):
     launch.launch(stage.training)
-    assert "warning: 4 points" not in capsys.readouterr().err
-    stage.warning = "4 points of metrics have not reached MLflow"
-    launch.launch(stage.training)
-    assert "warning: 4 points of metrics have not reached MLflow\n" in capsys.readouterr().err
+    assert "warning: " not in capsys.readouterr().err
+    stage.worker = lambda job: 4
+    run = launch.launch(stage.training)
+    assert capsys.readouterr().err == (
+        "warning: 4 points of metrics have not reached MLflow; they stand in the last checkpoint. "
+        f"Send them when it answers again: --resume {run.name}\n"
+    )
 
 
 @pytest.mark.parametrize("from_model", [False, True], ids=["random", "init"])

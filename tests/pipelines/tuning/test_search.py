@@ -41,7 +41,7 @@ def run(world: World) -> Run:
 
 @pytest.fixture
 def ict_run(run: Run) -> Run:
-    return replace(run, config=recipe("digits-ict", smoke=True))
+    return replace(run, config=recipe("digits-ict", smoke=True), schedules=CONSISTENCY_CIFAR10)
 
 
 def test_by_default_what_the_model_has_is_searched(run: Run, ict_run: Run, toolkit: Toolkit, ict: Toolkit):
