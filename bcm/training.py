@@ -164,8 +164,8 @@ def train_step(
     Image order, noise and times depend on (seed, k, position) alone, so that the global batch is the same for any
     number of workers; dropout masks depend on (seed, k, rank, micro-batch).
     """
-    k, grid = state.k, OBJECTIVES[config.objective].grid
-    N = discretization(k, config.iterations, schedule) if grid else 0
+    k = state.k
+    N = discretization(k, config.iterations, schedule) if OBJECTIVES[config.objective].grid else 0
     size, rest = divmod(len(batch.positions), config.accumulate)
     if rest:
         raise BCMError(
@@ -177,8 +177,7 @@ def train_step(
         part = slice(index * size, (index + 1) * size)
         seed = dropout_seed(config.seed, k, rank * config.accumulate + index)
         with rng.shared_dropout(state.model, seed, rows=size), _sync(state.loss, index == config.accumulate - 1):
-            losses = state.loss(*_inputs(state, batch, part, config, schedule, N))
-            _backward(torch.stack(list(losses.values())).sum() / config.accumulate)
+            losses = _backward(state, batch, part, config, schedule, N)
         for name, loss in losses.items():
             totals[name] = totals.get(name, 0) + loss.detach() / config.accumulate
     grad_norm = _update(state, config)
@@ -194,11 +193,26 @@ def fit(
     rank: int = 0,
 ) -> Iterator[StepMetrics]:
     """Train to `config.iterations`, one batch and one yield per iteration; the caller may save between any two."""
-    stream = iter(batches)
+    stream, rehearse = iter(batches), isinstance(state.loss, DistributedDataParallel)
     while state.k < config.iterations:
         if (batch := next(stream, None)) is None:
             raise BCMError(f"the batches ended after {state.k} of {config.iterations} steps; give batches without end.")
+        if rehearse:
+            _rehearse(state, batch, config, schedule)
+            rehearse = False
         yield train_step(state, batch, config, schedule, rank)
+
+
+def _rehearse(state: TrainState, batch: TrainingBatch, config: TrainConfig, schedule: ScheduleConfig) -> None:
+    """A backward pass whose gradients are dropped, so that all steps sum over the workers in one order.
+
+    DistributedDataParallel lays gradients out anew after its first backward pass, and three or more workers add by the
+    layout: without this, the first step after a restart would round otherwise.
+    """
+    rows, N = len(batch.positions) // config.accumulate, discretization(state.k, config.iterations, schedule)
+    with rng.shared_dropout(state.model, 0, rows=rows):
+        _backward(state, batch, slice(rows), config, schedule, N)
+    state.optimizer.zero_grad(set_to_none=True)
 
 
 def dropout_seed(seed: int, k: int, part: int) -> int:
@@ -237,10 +251,14 @@ def _inputs(
     return x, z, times, label
 
 
-def _backward(loss: Tensor) -> None:
-    """Gradients of a loss; those of a loss that is not finite are NaN, so that all workers see it in their sum."""
-    ones = torch.ones_like(loss)
-    loss.backward(torch.where(loss.isfinite(), ones, ones * math.nan))  # pyright: ignore[reportUnknownMemberType]
+def _backward(
+    state: TrainState, batch: TrainingBatch, part: slice, config: TrainConfig, schedule: ScheduleConfig, N: int
+) -> dict[str, Tensor]:
+    """The losses, after their backward pass; gradients of a loss that is not finite are NaN, which all workers see."""
+    losses: dict[str, Tensor] = state.loss(*_inputs(state, batch, part, config, schedule, N))
+    loss = torch.stack(list(losses.values())).sum() / config.accumulate
+    loss.backward(torch.where(loss.isfinite(), 1.0, math.nan).to(loss))  # pyright: ignore[reportUnknownMemberType]
+    return losses
 
 
 def _sync(loss: nn.Module, last: bool) -> AbstractContextManager[None]:

@@ -18,16 +18,17 @@ from pipelines.models import checkpoints
 
 pytestmark = pytest.mark.slow
 
-ITERATIONS, CHECKPOINT, LOG = 300, 100, 10
+ITERATIONS, CHECKPOINT, LOG = 120, 40, 10
 TRAIN = [
     *("-m", "pipelines.train", "digits", "--smoke", "--storage", "runs", "--checkpoint-every", str(CHECKPOINT)),
-    *("--train.iterations", str(ITERATIONS), "--log-every", str(LOG), "--train.batch-size", "16"),
+    *("--train.iterations", str(ITERATIONS), "--log-every", str(LOG), "--train.batch-size", "24"),
 ]
 
 
-def start(cwd: Path, *options: str) -> subprocess.Popen[bytes]:
+def start(cwd: Path, workers: int, *options: str) -> subprocess.Popen[bytes]:
     log = (cwd / "log.txt").open("ab")
-    return subprocess.Popen([sys.executable, *TRAIN, *options], cwd=cwd, stdout=log, stderr=log, env=environment(cwd))
+    command = [sys.executable, *TRAIN, "--scaling.workers", str(workers), "--scaling.cpus-per-worker", "0.5", *options]
+    return subprocess.Popen(command, cwd=cwd, stdout=log, stderr=log, env=environment(cwd))
 
 
 def environment(cwd: Path) -> Mapping[str, str]:
@@ -83,32 +84,34 @@ def prepared(cwd: Path) -> Path:
     return cwd
 
 
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    cwd = prepared(tmp_path_factory.mktemp("unbroken") / "project")
-    run = finish(start(cwd), cwd)
+def unbroken(cwd: Path, workers: int) -> dict[str, bytes]:
+    run = finish(start(prepared(cwd), workers), cwd)
     assert logged_steps(cwd) == list(range(LOG, ITERATIONS + 1, LOG))
     return final_weights(run)
 
 
-def test_a_killed_worker_changes_nothing(unbroken: dict[str, bytes], tmp_path: Path):
+@pytest.mark.parametrize("count", [2, 4] if os.environ.get("BCM_FAULTS_ALL") else [4])
+def test_a_killed_worker_changes_nothing(count: int, tmp_path: Path):
+    expected = unbroken(tmp_path / "unbroken", count)
     cwd = prepared(tmp_path / "project")
-    process = start(cwd)
+    process = start(cwd, count)
     wait_for(lambda: has_checkpoint(cwd, CHECKPOINT), process, cwd)
     workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in p.name()]
     workers = workers or [
         p for p in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())
     ]
-    assert len(workers) == 2
+    assert len(workers) == count
     workers[0].kill()
     run = finish(process, cwd)
-    assert final_weights(run) == unbroken
+    assert final_weights(run) == expected
     assert logged_steps(cwd) == list(range(LOG, ITERATIONS + 1, LOG))
 
 
-def test_a_killed_driver_resumes_and_changes_nothing(unbroken: dict[str, bytes], tmp_path: Path):
+@pytest.mark.parametrize("count", [2, 3, 4] if os.environ.get("BCM_FAULTS_ALL") else [3])
+def test_a_killed_driver_resumes_and_changes_nothing(count: int, tmp_path: Path):
+    expected = unbroken(tmp_path / "unbroken", count)
     cwd = prepared(tmp_path / "project")
-    process = start(cwd)
+    process = start(cwd, count)
     wait_for(lambda: has_checkpoint(cwd, CHECKPOINT), process, cwd)
     processes = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
@@ -119,12 +122,12 @@ def test_a_killed_driver_resumes_and_changes_nothing(unbroken: dict[str, bytes],
     run = only_run(cwd)
     assert not (run / checkpoints.checkpoint_name(ITERATIONS)).exists()
 
-    finish(start(cwd, "--resume", run.name), cwd)
-    assert final_weights(run) == unbroken
+    finish(start(cwd, count, "--resume", run.name), cwd)
+    assert final_weights(run) == expected
     assert logged_steps(cwd) == list(range(LOG, ITERATIONS + 1, LOG))
 
     # A kill can cut or lose Ray's own record; the checkpoints then speak for themselves.
     (run / checkpoints.RAY_RECORD).write_text('{"ray_version": ')
-    finish(start(cwd, "--resume", run.name), cwd)
-    assert final_weights(run) == unbroken
+    finish(start(cwd, count, "--resume", run.name), cwd)
+    assert final_weights(run) == expected
     assert logged_steps(cwd) == list(range(LOG, ITERATIONS + 1, LOG))
