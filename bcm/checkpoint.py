@@ -98,7 +98,7 @@ def save_checkpoint(
         for index, entry in state.optimizer.state_dict()["state"].items()
         for name, value in entry.items()
     }
-    averages = {_average_file(i): _tensors(average.model) for i, average in enumerate(state.averages)}
+    averages = {_average_file(i): _tensors(average) for i, average in enumerate(state.averages.values())}
     index = Index(
         k=state.k,
         network=network,
@@ -106,7 +106,7 @@ def save_checkpoint(
         objective=state.objective,
         skipped=state.skipped,
         skipped_in_a_row=state.skipped_in_a_row,
-        ema_rates=tuple(average.rate for average in state.averages),
+        ema_rates=tuple(state.averages),
         files={},
     )
     tensors = {_MODEL: _tensors(state.model), **averages, _OPTIMIZER: moments}
@@ -117,20 +117,23 @@ def load_checkpoint(directory: Path, state: TrainState, network: NetworkConfig) 
     """Continue from `directory`, bit for bit; another architecture or other EMA rates are an error."""
     index = local_index(directory)
     _check_architecture(directory, index.network, network)
-    rates = tuple(average.rate for average in state.averages)
+    rates = tuple(state.averages)
     if index.ema_rates != rates and (index.ema_rates or len(rates) > 1):
         raise BCMError(
             f"checkpoint {directory} holds averages of rates {index.ema_rates}, not {rates}. Set train.ema-rates to "
             "what it was trained with."
         )
     _load_weights(directory, index, _MODEL, state.model)
-    for i, average in enumerate(state.averages):
-        _load_weights(directory, index, _average_file(i), average.model)
+    for i, average in enumerate(state.averages.values()):
+        _load_weights(directory, index, _average_file(i), average)
     moments: dict[int, dict[str, Tensor]] = {}
     parameters = list(state.model.parameters())
     for name, value in _read(directory, index, _OPTIMIZER).items():
         position, key = name.split(".", 1)
-        moments.setdefault(int(position), {})[key] = _laid_out(value, parameters[int(position)])
+        like = parameters[int(position)]
+        if value.shape == like.shape:  # in another memory format than the weights it would slow the optimizer down
+            value = torch.empty_like(like, dtype=value.dtype, device=value.device).copy_(value)
+        moments.setdefault(int(position), {})[key] = value
     state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": moments})
     state.k, state.skipped, state.skipped_in_a_row = index.k, index.skipped, index.skipped_in_a_row
     return index
@@ -212,12 +215,6 @@ def _average_file(index: int) -> str:
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
-
-
-def _laid_out(value: Tensor, like: Tensor) -> Tensor:
-    """`value` in the memory format of `like`, if it has its shape: the optimizer is slow where the two differ."""
-    same = value.shape == like.shape
-    return torch.empty_like(like, dtype=value.dtype, device=value.device).copy_(value) if same else value
 
 
 def _write(

@@ -1,8 +1,7 @@
 """Weights of other code bases as weights of ours: every name and every shape is accounted for."""
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -35,6 +34,8 @@ _ADM_BLOCK = {
     "skip": "skip_connection",
 }
 _ADM_ATTENTION = {"norm": "norm", "qkv": "qkv", "out": "proj_out"}
+_PARTS = {"query": (0, 3), "key": (1, 3), "value": (2, 3)}
+"""Of layers that are one in EDM, whose outputs lie there by turns: the turn, and how many there are."""
 _EDM_BLOCK = {"norm0": "norm0", "conv0": "conv0", "time": "affine", "norm1": "norm1", "conv1": "conv1", "skip": "skip"}
 _EDM_ATTENTION = {"norm": "norm2", "query": "qkv", "key": "qkv", "value": "qkv", "out": "proj"}
 
@@ -56,35 +57,28 @@ def convert(tensors: Tensors, source: str, network: NetworkConfig) -> dict[str, 
         BCMError: the source is unknown or has no such network; or tensors are missing, surplus, of another shape or
             of another constant value: one message counts them and names the first.
     """
+    given = _given(tensors, source)
     with torch.device("meta"):
-        wanted = {name: tensor.shape for name, tensor in build_network(network).state_dict().items()}
-    origins = _origins(source, network, wanted)
+        wanted = {name: tuple(tensor.shape) for name, tensor in build_network(network).state_dict().items()}
+    origins = _origins(source, network, list(wanted))
     constants = _constants(source, network)
-    given = _unwrapped(tensors)
-    expected = {origin.name: origin.shape for origin in origins.values()}
+    expected = {origins[name]: _shape_there(name, shape) for name, shape in wanted.items()}
     expected |= {name: tuple(value.shape) for name, value in constants.items()}
     _check(given, source, expected, constants)
-    return {name: origin.take(given[origin.name]).float().contiguous() for name, origin in origins.items()}
+    weights: dict[str, Tensor] = {}
+    for name, shape in wanted.items():
+        part, parts = _PARTS.get(name.split(".")[-2], (0, 1))
+        weights[name] = given[origins[name]].reshape(shape[0], parts, *shape[1:])[:, part].float().contiguous()
+    return weights
 
 
 def unused(tensors: Tensors, source: str) -> list[str]:
     """The names of the tensors that `convert` leaves out, for they have no effect on plain images."""
-    _check_source(source)
-    return [name for name in _unwrapped(tensors) if name in _UNUSED[source]]
+    return [name for name in _given(tensors, source) if name in _UNUSED[source]]
 
 
-@dataclass(frozen=True)
-class _Origin:
-    """Where one of our tensors comes from: a foreign tensor, its shape, and what to take of it."""
-
-    name: str
-    shape: tuple[int, ...]
-    take: Callable[[Tensor], Tensor]
-
-
-def _origins(source: str, network: NetworkConfig, wanted: Mapping[str, torch.Size]) -> dict[str, _Origin]:
-    """The origin of each of our tensors; those without one are an error of the caller's `network`."""
-    _check_source(source)
+def _origins(source: str, network: NetworkConfig, wanted: Sequence[str]) -> dict[str, str]:
+    """The foreign name of each of our tensors; a network that the source does not have is an error."""
     if source == OFFICIAL and isinstance(network, ADMConfig):
         modules = _adm_modules(network)
     elif source == EDM and isinstance(network, NCSNppConfig):
@@ -96,25 +90,19 @@ def _origins(source: str, network: NetworkConfig, wanted: Mapping[str, torch.Siz
         modules = _edm_modules(network)
     else:
         raise BCMError(f"{source} has no network of the kind {type(network).__name__.removesuffix('Config')}")
-    origins: dict[str, _Origin] = {}
-    for name, shape in wanted.items():
+    origins: dict[str, str] = {}
+    for name in wanted:
         module, _, kind = name.rpartition(".")
-        part = {"query": 0, "key": 1, "value": 2}.get(module.rpartition(".")[2])
-        dense = ".attention" in module and "norm" not in module
-        theirs = "map_noise.freqs" if kind == "frequencies" else f"{modules[module]}.{kind}"
-        origins[name] = _Origin(theirs, *_form(tuple(shape), dense, part))
+        origins[name] = "map_noise.freqs" if kind == "frequencies" else f"{modules[module]}.{kind}"
     return origins
 
 
-def _form(shape: tuple[int, ...], dense: bool, part: int | None) -> tuple[tuple[int, ...], Callable[[Tensor], Tensor]]:
-    """The shape of the foreign tensor and what to take of it, for one of ours of `shape`.
-
-    Dense layers of attention are 1x1 convolutions there; EDM's single one has query, key and value by turns.
-    """
-    ones = (1, 1) if dense and len(shape) == 2 else ()
-    if part is None:
-        return (*shape, *ones), lambda tensor: tensor.reshape(shape)
-    return (3 * shape[0], *shape[1:], *ones), lambda tensor: tensor.reshape(shape[0], 3, *shape[1:])[:, part]
+def _shape_there(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the foreign tensor for ours of this name: dense layers of attention are 1x1 convolutions there."""
+    module = name.rpartition(".")[0]
+    _, parts = _PARTS.get(module.rpartition(".")[2], (0, 1))
+    dense = ".attention" in module and "norm" not in module and len(shape) == 2
+    return (parts * shape[0], *shape[1:], *([1, 1] if dense else []))
 
 
 def _adm_modules(config: ADMConfig) -> dict[str, str]:
@@ -197,13 +185,10 @@ def _constants(source: str, network: NetworkConfig) -> dict[str, Tensor]:
     return {f"{layer}.resample_filter": fir_filter() for layer in layers}
 
 
-def _check_source(source: str) -> None:
+def _given(tensors: Tensors, source: str) -> dict[str, Tensor]:
+    """The tensors of a known source, without the prefixes that every name has."""
     if source not in SOURCES:
         raise BCMError(f"the source {source!r} is unknown; known are {', '.join(SOURCES)}")
-
-
-def _unwrapped(tensors: Tensors) -> dict[str, Tensor]:
-    """The tensors without the prefixes that every name has."""
     names = dict(tensors)
     while prefix := next((p for p in _WRAPPERS if names and all(name.startswith(p) for name in names)), ""):
         names = {name.removeprefix(prefix): tensor for name, tensor in names.items()}
@@ -250,8 +235,7 @@ def infer_network(tensors: Tensors, source: str, resolution: int | None = None) 
     Raises:
         BCMError: the source is unknown, or the tensors are not those of such a network.
     """
-    _check_source(source)
-    given = _unwrapped(tensors)
+    given = _given(tensors, source)
     try:
         return _infer_adm(given, resolution) if source == OFFICIAL else _infer_edm(given)
     except (KeyError, IndexError) as error:

@@ -5,10 +5,11 @@ import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -16,7 +17,7 @@ from torch.utils.flop_counter import flop_registry
 from bcm.networks import NetworkConfig, build_network
 from bcm.precond import BCM
 from bcm.schedule import ScheduleConfig
-from bcm.training import TrainConfig, TrainState, train_step
+from bcm.training import TrainConfig, TrainingBatch, TrainState, train_step
 from bcm.types import at_time
 
 aten = torch.ops.aten
@@ -79,15 +80,18 @@ def step_cost(network: NetworkConfig, train: TrainConfig, schedule: ScheduleConf
         _add_what_is_there_before(state, gradients=workers > 1 or train.accumulate > 1)
         train_step(state, _batch(network, share), once, schedule)
         step_flops, peak = ledger.flops, ledger.peak
-        _forward(state, _batch(network, 1))
+        batch = _batch(network, 1)
+        x = batch.images.float()
+        with torch.no_grad():
+            model(x, at_time(1.0, x), at_time(1.0, x), batch.labels if state.conditional else None)
         return Cost(
             parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
             forward_flops=(ledger.flops - step_flops) * train.batch_size,
             step_flops=step_flops * train.batch_size // share,
-            weights=_bytes(_tensors(model)),
+            weights=_bytes(chain(model.parameters(), model.buffers())),
             gradients=_bytes(model.parameters()),
             moments=_bytes(tree_leaves(state.optimizer.state_dict()["state"])),
-            averages=sum(_bytes(_tensors(average.model)) for average in state.averages),
+            averages=sum(_bytes(chain(model.parameters(), model.buffers())) for model in state.averages.values()),
             peak=peak,
         )
 
@@ -153,30 +157,10 @@ def _add_what_is_there_before(state: TrainState, gradients: bool) -> None:
             parameter.grad = torch.zeros_like(parameter)
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """A `TrainingBatch`."""
-
-    positions: Tensor
-    images: Tensor
-    labels: Tensor
-
-
-def _batch(network: NetworkConfig, size: int) -> _Batch:
+def _batch(network: NetworkConfig, size: int) -> TrainingBatch:
     index = torch.zeros(size, dtype=torch.int64)
     shape = (size, network.image_channels, network.resolution, network.resolution)
-    return _Batch(index, torch.zeros(shape, dtype=torch.uint8), index.clone())
-
-
-def _forward(state: TrainState, batch: _Batch) -> None:
-    x = batch.images.float()
-    with torch.no_grad():
-        state.model(x, at_time(1.0, x), at_time(1.0, x), batch.labels if state.conditional else None)
-
-
-def _tensors(module: nn.Module) -> Iterable[Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
+    return TrainingBatch(index, torch.zeros(shape, dtype=torch.uint8), index.clone())
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

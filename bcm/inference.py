@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bcm import inversion, rng, samplers, strict
-from bcm.checkpoint import Index, load_model, save_model
+from bcm.checkpoint import load_model, save_model
 from bcm.networks import NetworkConfig
 from bcm.precond import BCM
 from bcm.timesteps import Ancestral, Inversion, Multistep, TimeSteps
@@ -43,11 +43,6 @@ class Toolkit:
     def __post_init__(self) -> None:
         """Check that each schedule does what its name says, and that the model can follow it."""
         check_schedules(self.schedules, self.network)
-
-    @staticmethod
-    def of(model: BCM, index: Index, schedules: Mapping[str, TimeSteps]) -> "Toolkit":
-        """A model as `load_model` gives it, with these time steps."""
-        return Toolkit(model=model, network=index.network, k=index.k, schedules=schedules, objective=index.objective)
 
     @property
     def denoiser(self) -> bool:
@@ -91,7 +86,8 @@ def load_toolkit(directory: Path, device: torch.device | str = "cpu") -> Toolkit
         text = path.read_bytes()
     except OSError as error:
         raise BCMError(f"the schedules in {path} cannot be read: {error}.") from error
-    return Toolkit.of(model, index, read_schedules(text, str(path)))
+    schedules = read_schedules(text, str(path))
+    return Toolkit(model=model, network=index.network, k=index.k, schedules=schedules, objective=index.objective)
 
 
 def read_schedules(text: str | bytes, where: str) -> dict[str, TimeSteps]:
@@ -102,16 +98,6 @@ def read_schedules(text: str | bytes, where: str) -> dict[str, TimeSteps]:
 def dump_schedules(schedules: Mapping[str, TimeSteps]) -> dict[str, Any]:
     """The inverse of `read_schedules`, up to the text."""
     return strict.dump(dict(schedules), dict[str, TimeSteps])
-
-
-def choose(schedules: Mapping[str, TimeSteps], task: Task, nfe: int = 0) -> TimeSteps:
-    """The schedule of `task` with `nfe` network calls; 0 takes the one with the most."""
-    known = sorted((steps.nfe, name) for name, steps in schedules.items() if name.startswith(f"{task}-"))
-    name = known[-1][1] if nfe == 0 and known else f"{task}-{nfe}"
-    if name not in schedules:
-        there = ", ".join(name for _, name in known) or "none"
-        raise BCMError(f"this model has no time steps {name!r}; it has {there}. Choose one of these NFE, or 0.")
-    return schedules[name]
 
 
 def check_task(toolkit: Toolkit, task: Task) -> None:
@@ -131,7 +117,12 @@ def check_task(toolkit: Toolkit, task: Task) -> None:
 def steps_for(toolkit: Toolkit, task: Task, nfe: int = 0) -> TimeSteps:
     """The time steps of `task` with `nfe` network calls, 0 for the most; what the model cannot do is refused."""
     check_task(toolkit, task)
-    return choose(toolkit.schedules, task, nfe)
+    known = sorted((steps.nfe, name) for name, steps in toolkit.schedules.items() if name.startswith(f"{task}-"))
+    name = known[-1][1] if nfe == 0 and known else f"{task}-{nfe}"
+    if name not in toolkit.schedules:
+        there = ", ".join(name for _, name in known) or "none"
+        raise BCMError(f"this model has no time steps {name!r}; it has {there}. Choose one of these NFE, or 0.")
+    return toolkit.schedules[name]
 
 
 def generate(toolkit: Toolkit, seeds: Sequence[int], nfe: int = 0, labels: Sequence[int] | None = None) -> Images:

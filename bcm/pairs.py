@@ -1,7 +1,6 @@
 """Laws of the second time of the soft-trajectory term: how n' is drawn, and the weight lambda' of a pair (Eq. 10)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,28 +8,26 @@ from torch import Tensor
 from bcm.precond import SIGMA_DATA
 
 
-@dataclass(frozen=True, kw_only=True)
-class PairLaw:
-    """How the second time of the soft-trajectory term is drawn, and how the pair is weighted."""
+def mass(law: str, p: Tensor, grid: Tensor) -> Tensor:
+    """Unnormalised mass of n' by a law of `PAIR_LAWS`, before n' = n is excluded.
 
-    mass: Callable[[Tensor, Tensor], Tensor]
-    """(p(n) (N-1,), grid (N,)) -> unnormalised mass of n' before n' = n is excluded, (N-1,) or (N,)."""
-    weight: Callable[[Tensor, Tensor], Tensor]
-    """lambda'(t_n, t_n'), (B,) from (B,), (B,)."""
+    It is p(n), (N-1,), for the paper's; for ours even over the whole `grid`, (N,).
+    """
+    return p if law == "paper" else torch.ones_like(grid)
 
 
-def joint(law: PairLaw, p: Tensor, grid: Tensor) -> Tensor:
+def joint(law: str, p: Tensor, grid: Tensor) -> Tensor:
     """Probability of each pair (n, n') in training (Figure 14), row n and column n' from 1 on, float64; it sums to 1.
 
     Args:
-        law: the law of n'.
+        law: the law of n', a name in `PAIR_LAWS`.
         p: p(n), (N-1,).
         grid: t_1 ... t_N, (N,).
 
     Returns:
         (N-1, N-1), or (N-1, N) if the law can draw n' = N; the diagonal n' = n is 0.
     """
-    q = law.mass(p, grid)
+    q = mass(law, p, grid)
     chances = (q / q.sum()).repeat(len(p), 1)
     chances.fill_diagonal_(0)
     return p[:, None] * chances / chances.sum(1, keepdim=True)
@@ -55,15 +52,12 @@ def _far_weight(t_n: Tensor, t_prime: Tensor) -> Tensor:
     return 0.2 * (scale_n / scale_prime).log().abs() / strength
 
 
-def _uniform(p: Tensor, grid: Tensor) -> Tensor:
-    return torch.ones_like(grid)
-
-
-PAIR_LAWS = {
-    "paper": PairLaw(mass=lambda p, grid: p, weight=_paper_weight),
-    "wide": PairLaw(mass=_uniform, weight=_wide_weight),
-    "far": PairLaw(mass=_uniform, weight=_far_weight),
+PAIR_LAWS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "paper": _paper_weight,
+    "wide": _wide_weight,
+    "far": _far_weight,
 }
-"""`paper`: n' ~ p(n), lambda' = 1/|t_n - t_n'| (Section 3.2). Ours draw n' evenly from the grid, its end T included, so
+"""The laws of n' by name, each with its weight lambda'(t_n, t_n'), (B,) from (B,), (B,); `mass` says how n' is drawn.
+`paper`: n' ~ p(n), lambda' = 1/|t_n - t_n'| (Section 3.2). Ours draw n' evenly from the grid, its end T included, so
 that long jumps are trained too (docs/log.md): `wide` with a mild weight that favours jumps up from small times, `far`
 with one that makes the gradient of each pair grow with the distance it travels in log scale, up or down."""

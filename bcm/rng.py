@@ -8,10 +8,11 @@ key and counter are laid out without overlap, so different arguments never share
 """
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -168,8 +169,8 @@ class Dropout(nn.Module):
             raise BCMError(f"dropout is {p}; it must lie in [0, 1)")
         self.p = p
         self.shared: _SharedMask | None = None
-        self.form: _Form | None = None
-        """That of the last mask drawn."""
+        self.draw: Callable[[int, int], Tensor] | None = None
+        """(seed, rows) -> a mask like the last one."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop values of `x`, any shape with the batch first, when training; in evaluation return it as it is."""
@@ -184,30 +185,11 @@ class Dropout(nn.Module):
             )
         mask = self.shared.mask
         if mask is None or mask.shape[1:] != x.shape[1:] or mask.dtype != x.dtype or mask.device != x.device:
-            mask = self._draw_like(x, self.shared)
+            last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+            layout = torch.channels_last if last else torch.contiguous_format
+            self.draw = partial(_mask, self.p, tuple(x.shape[1:]), x.dtype, x.device, layout)
+            mask = self.shared.mask = self.draw(self.shared.seed, self.shared.rows)
         return (x.reshape(-1, *mask.shape) * mask).reshape(x.shape)
-
-    def share(self, shared: "_SharedMask | None") -> None:
-        """Use this mask from now on; it is drawn at once where its form is known, so that compiled code finds it."""
-        self.shared = shared
-        if shared is not None and shared.mask is None and self.form is not None and self.training:
-            shared.draw(self.form, self.p)
-
-    def _draw_like(self, x: Tensor, shared: "_SharedMask") -> Tensor:
-        last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-        layout = torch.channels_last if last else torch.contiguous_format
-        self.form = _Form(tuple(x.shape[1:]), x.dtype, x.device, layout)
-        return shared.draw(self.form, self.p)
-
-
-@dataclass(frozen=True)
-class _Form:
-    """What one row of a mask looks like."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    layout: torch.memory_format
 
 
 @dataclass
@@ -218,11 +200,20 @@ class _SharedMask:
     rows: int
     mask: Tensor | None = None
 
-    def draw(self, form: _Form, p: float) -> Tensor:
-        generator = torch.Generator(form.device).manual_seed(self.seed)
-        chance = torch.rand(self.rows, *form.shape, generator=generator, device=form.device)
-        self.mask = (chance >= p).to(form.dtype).div_(1 - p).contiguous(memory_format=form.layout)
-        return self.mask
+
+def _mask(
+    p: float,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    layout: torch.memory_format,
+    seed: int,
+    rows: int,
+) -> Tensor:
+    """Zeros with probability `p`, else 1 / (1 - p), (`rows`, *`shape`)."""
+    generator = torch.Generator(device).manual_seed(seed)
+    chance = torch.rand(rows, *shape, generator=generator, device=device)
+    return (chance >= p).to(dtype).div_(1 - p).contiguous(memory_format=layout)
 
 
 @contextmanager
@@ -247,9 +238,11 @@ def shared_dropout(module: nn.Module, seed: int, rows: int) -> Generator[None]:
     before = [layer.shared for layer in layers]
     seeds = random_words(seed, Stream.DROPOUT, 0, torch.arange(len(layers)), 1)[:, 0]
     for layer, layer_seed in zip(layers, seeds, strict=True):
-        layer.share(_SharedMask(int(layer_seed), rows))
+        layer.shared = _SharedMask(int(layer_seed), rows)
+        if layer.draw is not None and layer.training:  # at once, so that compiled code, which cannot draw, finds it
+            layer.shared.mask = layer.draw(layer.shared.seed, rows)
     try:
         yield
     finally:
         for layer, shared in zip(layers, before, strict=True):
-            layer.share(shared)
+            layer.shared = shared

@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from bcm.pairs import PAIR_LAWS
+from bcm.pairs import PAIR_LAWS, mass
 from bcm.types import BCMError
 
 T_MIN = 0.002
@@ -50,9 +50,6 @@ class ScheduleConfig:
             )
         if self.pairs not in PAIR_LAWS:
             raise BCMError(f"schedule: unknown pair law '{self.pairs}'; known are {', '.join(sorted(PAIR_LAWS))}.")
-        self._check_curriculum()
-
-    def _check_curriculum(self) -> None:
         points, steps = self.curriculum_N, self.curriculum_steps
         if len(points) != len(steps):
             raise BCMError(
@@ -123,12 +120,11 @@ def draw_times(uniforms: Tensor, N: int, config: ScheduleConfig, *, start_next: 
     lambda'(t_{n+1}, t_n'), and n and n' end at N-2.
     """
     grid = time_grid(N, config, uniforms.device)
-    law = PAIR_LAWS[config.pairs]
     p = p_n(grid, config)
     p = p[:-1] / p[:-1].sum() if start_next else p
     n = _invert_cdf(p.cumsum(0), uniforms[:, 0].contiguous())
     start = n + 1 if start_next else n
-    q = law.mass(p, grid)
+    q = mass(config.pairs, p, grid)
     cumulative = (q / q.sum()).cumsum(0)
     edges = torch.cat([cumulative.new_zeros(1), cumulative, cumulative[-1:]])
     below, gap = edges[start], edges[start + 1] - edges[start]
@@ -136,7 +132,8 @@ def draw_times(uniforms: Tensor, N: int, config: ScheduleConfig, *, start_next: 
     n_prime = _invert_cdf(cumulative, torch.where(position < below, position, position + gap))
     n_prime = torch.where(n_prime == start, torch.where(start > 0, start - 1, start + 1), n_prime)
     t_n, t_next, t_prime = grid[n], grid[n + 1], grid[n_prime]
-    return TrainingTimes(t_n, t_next, t_prime, 1 / (t_next - t_n), law.weight(grid[start], t_prime))
+    weight_st = PAIR_LAWS[config.pairs](grid[start], t_prime)
+    return TrainingTimes(t_n, t_next, t_prime, 1 / (t_next - t_n), weight_st)
 
 
 def _invert_cdf(cumulative: Tensor, uniforms: Tensor) -> Tensor:

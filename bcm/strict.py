@@ -79,7 +79,9 @@ def _told(kind: Any, problem: ValidationError, text: str | bytes) -> str:
         return f"missing key '{'.'.join([*keys, str(location[-1])])}'"
     key = ".".join(keys)
     if first["type"] in _UNKNOWN:
-        return f"unknown key '{key}'; {_nearest(str(location[-1]), kind)}"
+        known = sorted(set(_keys(_adapter(kind).json_schema())))
+        close = get_close_matches(str(location[-1]).lower(), known, n=1)
+        return f"unknown key '{key}'; " + (f"did you mean '{close[0]}'?" if close else f"known are {', '.join(known)}")
     message = str(context.get("error", first["msg"]))
     if first["type"] != "value_error":
         message = f"{message[:1].lower()}{message[1:]}"
@@ -95,12 +97,6 @@ def _keys_on_the_way(location: Sequence[int | str], value: Any) -> list[str]:
             keys.append(str(part))
             value = cast(Any, value)[part]
     return keys
-
-
-def _nearest(name: str, kind: Any) -> str:
-    known = sorted(set(_keys(_adapter(kind).json_schema())))
-    close = get_close_matches(name.lower(), known, n=1)
-    return f"did you mean '{close[0]}'?" if close else f"known are {', '.join(known)}"
 
 
 def _keys(schema: Any) -> Iterator[str]:

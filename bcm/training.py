@@ -1,18 +1,20 @@
 """Training (Algorithm 1 and its variants): the state, one step, and the loop."""
 
+import copy
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bcm import rng
-from bcm.ema import EMA
+from bcm.ema import follow
 from bcm.networks import NetworkConfig
+from bcm.networks.unet import Block
 from bcm.objectives import OBJECTIVES, TrainingLoss
 from bcm.precond import BCM
 from bcm.schedule import ScheduleConfig, discretization
@@ -83,23 +85,16 @@ class TrainConfig:
             raise BCMError(f"train: clip_norm={self.clip_norm} must be positive and finite, or 0 for no clipping.")
 
 
-class TrainingBatch(Protocol):
+@dataclass(frozen=True)
+class TrainingBatch:
     """One worker's share of a global batch."""
 
-    @property
-    def positions(self) -> Tensor:
-        """(B,) int64: the place of each image in the endless stream of epochs; the key of its noise."""
-        ...
-
-    @property
-    def images(self) -> Tensor:
-        """(B, C, H, W) uint8."""
-        ...
-
-    @property
-    def labels(self) -> Tensor:
-        """(B,) int64."""
-        ...
+    positions: Tensor
+    """(B,) int64: the place of each image in the endless stream of epochs; the key of its noise."""
+    images: Tensor
+    """(B, C, H, W) uint8."""
+    labels: Tensor
+    """(B,) int64."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +113,9 @@ class StepMetrics:
 class TrainState:
     """All that training changes: weights, their averages, the optimizer and the iteration k."""
 
+    averages: dict[float, BCM]
+    """theta_EMA by its rate mu_EMA, the serving one first: frozen copies of the model that follow its weights."""
+
     def __init__(self, model: BCM, config: TrainConfig, *, conditional: bool = False) -> None:
         """Start from the weights of `model`, on its device, at k = 0; `conditional`: whether it takes labels."""
         if network := getattr(model.F_theta, "config", None):
@@ -126,7 +124,7 @@ class TrainState:
         self.objective = config.objective
         self.conditional = conditional
         _prepare(model, config, self.device)
-        self.averages = [EMA(model, rate) for rate in config.ema_rates]
+        self.averages = {rate: copy.deepcopy(model).eval().requires_grad_(False) for rate in config.ema_rates}
         self.loss: nn.Module = TrainingLoss(
             model, OBJECTIVES[config.objective], bf16=config.precision == "bf16", compiled=config.compile
         )
@@ -136,9 +134,9 @@ class TrainState:
         self.skipped_in_a_row = 0
 
     @property
-    def ema(self) -> EMA:
+    def ema(self) -> BCM:
         """The average that serves."""
-        return self.averages[0]
+        return next(iter(self.averages.values()))
 
     @property
     def device(self) -> torch.device:
@@ -175,8 +173,12 @@ def train_step(
     totals: dict[str, Tensor] = {}
     for index in range(config.accumulate):
         part = slice(index * size, (index + 1) * size)
-        seed = dropout_seed(config.seed, k, rank * config.accumulate + index)
-        with rng.shared_dropout(state.model, seed, rows=size), _sync(state.loss, index == config.accumulate - 1):
+        place = torch.tensor([rank * config.accumulate + index])
+        seed = int(rng.random_words(config.seed, rng.Stream.DROPOUT, k, place, 1))
+        sync: AbstractContextManager[None] = nullcontext()
+        if isinstance(state.loss, DistributedDataParallel) and index < config.accumulate - 1:
+            sync = state.loss.no_sync()  # the workers' gradients are summed in the last micro-batch alone
+        with rng.shared_dropout(state.model, seed, rows=size), sync:
             losses = _backward(state, batch, part, config, schedule, N)
         for name, loss in losses.items():
             totals[name] = totals.get(name, 0) + loss.detach() / config.accumulate
@@ -215,11 +217,6 @@ def _rehearse(state: TrainState, batch: TrainingBatch, config: TrainConfig, sche
     state.optimizer.zero_grad(set_to_none=True)
 
 
-def dropout_seed(seed: int, k: int, part: int) -> int:
-    """The seed of all dropout masks of one step on one part of its batch: a worker's, or one of its micro-batches."""
-    return int(rng.random_words(seed, rng.Stream.DROPOUT, k, torch.tensor([part]), 1))
-
-
 def _prepare(model: BCM, config: TrainConfig, device: torch.device) -> None:
     """Turn on the switches of `config` that change the network in place."""
     if config.channels_last:
@@ -230,10 +227,11 @@ def _prepare(model: BCM, config: TrainConfig, device: torch.device) -> None:
             )
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue, reportUnknownMemberType]
     if config.checkpoint_activations:
-        turn_on = getattr(model.F_theta, "checkpoint_blocks", None)
-        if turn_on is None:
+        blocks = [module for module in model.modules() if isinstance(module, Block)]
+        if not blocks:
             raise BCMError(f"train.checkpoint-activations: {type(model.F_theta).__name__} has no blocks to checkpoint.")
-        turn_on(True)
+        for block in blocks:
+            block.recompute = True
 
 
 def _inputs(
@@ -261,11 +259,6 @@ def _backward(
     return losses
 
 
-def _sync(loss: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """DDP sums gradients over the workers in the last micro-batch alone."""
-    return nullcontext() if last or not isinstance(loss, DistributedDataParallel) else loss.no_sync()
-
-
 def _update(state: TrainState, config: TrainConfig) -> Tensor:
     """Theta <- theta - eta grad; theta_EMA follows. Non-finite gradients are counted and not applied."""
     parameters = [p for p in state.model.parameters() if p.grad is not None]
@@ -274,8 +267,8 @@ def _update(state: TrainState, config: TrainConfig) -> Tensor:
         if config.clip_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(parameters, config.clip_norm, norm)
         state.optimizer.step()  # pyright: ignore[reportUnknownMemberType]
-        for average in state.averages:
-            average.update(state.model)
+        for rate, average in state.averages.items():
+            follow(average, state.model, rate)
         state.skipped_in_a_row = 0
     else:
         _skip(state)

@@ -46,7 +46,14 @@ def job_runtime_env(working_dir: str | Path, env_vars: Mapping[str, str]) -> dic
     if not root.is_dir():
         raise ClusterError(f"{root}: no such directory to ship with the job")
     refuse_secrets(env_vars, "the job's environment")
-    _check_size(root)
+    size = ray_internals.package_bytes(root, EXCLUDES)
+    if size > SIZE_LIMIT:
+        files = [(path.stat().st_size, path) for path in root.rglob("*") if path.is_file()]
+        biggest = [f"{path.relative_to(root)} ({bytes_ / 2**20:.0f} MiB)" for bytes_, path in sorted(files)[:-4:-1]]
+        raise ClusterError(
+            f"{root}: {size / 2**20:.0f} MiB zipped, more than the {SIZE_LIMIT / 2**20:.0f} MiB the job server takes; "
+            f"keep data and runs elsewhere or list them in {root / '.gitignore'}; biggest: {', '.join(biggest)}"
+        )
     shipped = {SHA_VARIABLE: git_sha(root)} | dict(env_vars)
     return {"working_dir": str(root), "excludes": list(EXCLUDES), "env_vars": shipped}
 
@@ -77,14 +84,3 @@ def git_sha(root: str | Path) -> str:
     if commit == "(initial)":
         return "unknown"
     return commit + ("+dirty" if any(not line.startswith("#") for line in status) else "")
-
-
-def _check_size(root: Path) -> None:
-    size = ray_internals.package_bytes(root, EXCLUDES)
-    if size > SIZE_LIMIT:
-        files = [(path.stat().st_size, path) for path in root.rglob("*") if path.is_file()]
-        biggest = [f"{path.relative_to(root)} ({bytes_ / 2**20:.0f} MiB)" for bytes_, path in sorted(files)[:-4:-1]]
-        raise ClusterError(
-            f"{root}: {size / 2**20:.0f} MiB zipped, more than the {SIZE_LIMIT / 2**20:.0f} MiB the job server takes; "
-            f"keep data and runs elsewhere or list them in {root / '.gitignore'}; biggest: {', '.join(biggest)}"
-        )

@@ -2,14 +2,15 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bcm.networks.embeddings import Positional, TimeEmbedding
-from bcm.networks.unet import Block, Middle, UNet, UNetConfig
+from bcm.networks.embeddings import TimeEmbedding, positional
+from bcm.networks.unet import Block, DecoderLevel, EncoderLevel, Middle, ResidualBlock, UNetConfig
 from bcm.rng import Dropout
 from bcm.types import BCMError, Images, Labels, Times
 
@@ -64,7 +65,7 @@ class ADMConfig(UNetConfig):
         self.check_choice("attention_norm", ("qkv", "none"))
 
 
-class ADM(UNet):
+class ADM(nn.Module):
     """F_theta(c_in x_t, t, u), the raw network inside the preconditioning.
 
     The encoder runs over the levels from the full resolution down, the decoder back up; every encoder output is
@@ -75,31 +76,31 @@ class ADM(UNet):
         """Build the network of `config` with weights drawn from torch's global generator."""
         super().__init__()
         self.config = config
-        self.embedding = TimeEmbedding(
-            Positional(config.width),
-            nn.Linear,
-            width=config.width,
-            times=config.times,
-            form="projected",
-            classes=config.classes,
-        )
+        features = partial(positional, size=config.width)
+        self.embedding = TimeEmbedding(features, config.width, nn.Linear, config, "projected")
+        attention = partial(Attention, head_channels=config.head_channels, norm=config.attention_norm)
         inputs = config.channels[0]
         self.first = nn.Conv2d(config.image_channels, inputs, 3, padding=1)
         skips = [inputs]
         self.encoder = nn.ModuleList()
-        for level, outputs in enumerate(config.channels):
-            self.encoder.append(EncoderLevel(config, level, inputs, outputs))
+        for level, (outputs, size) in enumerate(zip(config.channels, config.resolutions, strict=True)):
+            block = partial(residual_block, config, size)
+            down = block(inputs, inputs, nn.AvgPool2d(2)) if level else None
+            blocks = [block(before, outputs) for before in ([inputs] + [outputs] * config.blocks)[:-1]]
+            attending = [attention(outputs) if size in config.attention else nn.Identity() for _ in blocks]
+            self.encoder.append(EncoderLevel(down, blocks, attending))
             skips += [inputs] * (level > 0) + [outputs] * config.blocks
             inputs = outputs
-        self.middle = Middle(
-            ResidualBlock(config, inputs, inputs, config.resolutions[-1]),
-            Attention(inputs, config.head_channels, config.attention_norm),
-            ResidualBlock(config, inputs, inputs, config.resolutions[-1]),
-        )
+        block = partial(residual_block, config, config.resolutions[-1])
+        self.middle = Middle(block(inputs, inputs), attention(inputs), block(inputs, inputs))
         self.decoder = nn.ModuleList()
-        for level, outputs in reversed(list(enumerate(config.channels))):
-            level_skips = [skips.pop() for _ in range(config.blocks + 1)]
-            self.decoder.append(DecoderLevel(config, level, inputs, outputs, level_skips))
+        for level, (outputs, size) in reversed(list(enumerate(zip(config.channels, config.resolutions, strict=True)))):
+            block = partial(residual_block, config, size)
+            lowest = level == len(config.channels) - 1
+            up = None if lowest else block(inputs, inputs, nn.Upsample(scale_factor=2))
+            blocks = [block(before + skips.pop(), outputs) for before in [inputs] + [outputs] * config.blocks]
+            attending = [attention(outputs) if size in config.attention else nn.Identity() for _ in blocks]
+            self.decoder.append(DecoderLevel(up, blocks, nn.ModuleList(attending)))
             inputs = outputs
         self.last_norm = GroupNorm(inputs)
         self.last = zeroed(nn.Conv2d(inputs, config.image_channels, 3, padding=1))
@@ -111,59 +112,11 @@ class ADM(UNet):
         h = self.first(x)
         skips = [h]
         for level in self.encoder:
-            h = level(h, skips, embedding)
+            h, _ = level(h, skips, embedding)
         h = self.middle(h, embedding)
         for level in self.decoder:
             h = level(h, skips, embedding)
         return self.last(functional.silu(self.last_norm(h)))
-
-
-class EncoderLevel(nn.Module):
-    """Halve the image (but for the first level), then run residual blocks, each followed by attention if asked for."""
-
-    def __init__(self, config: ADMConfig, level: int, inputs: int, outputs: int) -> None:
-        """Make the layers of `level`."""
-        super().__init__()
-        size = config.resolutions[level]
-        self.down = ResidualBlock(config, inputs, inputs, size, nn.AvgPool2d(2)) if level else None
-        widths = [inputs] + [outputs] * config.blocks
-        self.blocks = nn.ModuleList(
-            ResidualBlock(config, widths[index], outputs, size) for index in range(config.blocks)
-        )
-        self.attention = nn.ModuleList(_attention(config, outputs, size) for _ in self.blocks)
-
-    def forward(self, h: Images, skips: list[Tensor], embedding: Tensor) -> Images:
-        """Return the features; each of the level's outputs is appended to `skips`."""
-        if self.down is not None:
-            h = self.down(h, embedding)
-            skips.append(h)
-        for block, attention in zip(self.blocks, self.attention, strict=True):
-            h = attention(block(h, embedding))
-            skips.append(h)
-        return h
-
-
-class DecoderLevel(nn.Module):
-    """Double the image (but for the lowest level), then run residual blocks on features and skips, with attention."""
-
-    def __init__(self, config: ADMConfig, level: int, inputs: int, outputs: int, skips: list[int]) -> None:
-        """Make the layers of `level`; `skips` are the channels of the encoder outputs it reads."""
-        super().__init__()
-        lowest, size = level == len(config.channels) - 1, config.resolutions[level]
-        self.up = None if lowest else ResidualBlock(config, inputs, inputs, size, nn.Upsample(scale_factor=2))
-        widths = [inputs] + [outputs] * config.blocks
-        self.blocks = nn.ModuleList(
-            ResidualBlock(config, width + skip, outputs, size) for width, skip in zip(widths, skips, strict=True)
-        )
-        self.attention = nn.ModuleList(_attention(config, outputs, size) for _ in self.blocks)
-
-    def forward(self, h: Images, skips: list[Tensor], embedding: Tensor) -> Images:
-        """Return the features of the level; one of `skips` is popped for each block."""
-        if self.up is not None:
-            h = self.up(h, embedding)
-        for block, attention in zip(self.blocks, self.attention, strict=True):
-            h = attention(block(torch.cat((h, skips.pop()), dim=1), embedding))
-        return h
 
 
 class GroupNorm(nn.GroupNorm):
@@ -178,41 +131,32 @@ class GroupNorm(nn.GroupNorm):
         return super().forward(input.to(torch.promote_types(input.dtype, torch.float32))).to(input.dtype)
 
 
-class ResidualBlock(Block):
-    """Norm, SiLU, resample, conv, + time, norm, SiLU, dropout, conv; added to the input.
+def residual_block(config: ADMConfig, size: int, inputs: int, outputs: int, resample: nn.Module | None = None) -> Block:
+    """Make a residual block that starts as the identity, or as its `skip`.
 
     Args:
         config: the network's.
+        size: height and width of the output, which decide on dropout.
         inputs: channels in.
         outputs: channels out.
-        size: height and width of the output, which decide on dropout.
         resample: halves or doubles the image size on both branches.
     """
-
-    def __init__(
-        self, config: ADMConfig, inputs: int, outputs: int, size: int, resample: nn.Module | None = None
-    ) -> None:
-        """Make the layers."""
-        super().__init__()
-        self.resample = nn.Identity() if resample is None else resample
-        self.norm0 = GroupNorm(inputs)
-        self.conv0 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.time = nn.Linear(4 * config.width, outputs)
-        self.norm1 = GroupNorm(outputs)
-        self.dropout = Dropout(config.dropout if size <= config.dropout_resolution else 0.0)
-        self.conv1 = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
-        self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
-
-    def forward(self, x: Images, embedding: Tensor) -> Images:
-        """Map (B, inputs, H, W) and the activated time embedding (B, width) to (B, outputs, H', W')."""
-        h = self.conv0(self.resample(functional.silu(self.norm0(x))))
-        h = h + self.time(embedding)[:, :, None, None]
-        h = self.conv1(self.dropout(functional.silu(self.norm1(h))))
-        return self.skip(self.resample(x)) + h
+    return ResidualBlock(
+        norm0=GroupNorm(inputs),
+        conv0=nn.Conv2d(inputs, outputs, 3, padding=1),
+        time=nn.Linear(4 * config.width, outputs),
+        norm1=GroupNorm(outputs),
+        dropout=Dropout(config.dropout if size <= config.dropout_resolution else 0.0),
+        conv1=zeroed(nn.Conv2d(outputs, outputs, 3, padding=1)),
+        skip=nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1),
+        resample=resample,
+    )
 
 
 class Attention(Block):
     """Self-attention of several heads over all pixels, added to its input.
+
+    The root mean squares are taken in float32 at least.
 
     Args:
         channels: channels in and out.
@@ -233,7 +177,11 @@ class Attention(Block):
         """Map (B, C, H, W) to the same shape."""
         pixels = self.norm(x).flatten(2).transpose(1, 2)
         qkv = self.qkv(pixels).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        query, key, value = _over_rms(qkv) if self.normalized else qkv
+        if self.normalized:
+            full = torch.promote_types(qkv.dtype, torch.float32)
+            norm = cast(Tensor, torch.linalg.vector_norm(qkv, dim=-1, keepdim=True, dtype=full))  # pyright: ignore
+            qkv = qkv / (norm / math.sqrt(qkv.shape[-1]) + 1e-4).to(qkv.dtype)
+        query, key, value = qkv
         h = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         return x + self.out(h).transpose(1, 2).reshape(x.shape)
 
@@ -243,17 +191,3 @@ def zeroed(layer: Layer) -> Layer:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
-
-
-def _attention(config: ADMConfig, channels: int, size: int) -> nn.Module:
-    """Attention where this level has it."""
-    if size not in config.attention:
-        return nn.Identity()
-    return Attention(channels, config.head_channels, config.attention_norm)
-
-
-def _over_rms(x: Tensor) -> Tensor:
-    """Divide by the root mean square of the last dimension, taken in float32 at least, plus 1e-4."""
-    full = torch.promote_types(x.dtype, torch.float32)
-    norm = cast(Tensor, torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=full))  # pyright: ignore
-    return x / (norm / math.sqrt(x.shape[-1]) + 1e-4).to(x.dtype)

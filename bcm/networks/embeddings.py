@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bcm.networks.unet import UNetConfig
 from bcm.types import BCMError, Labels, Times
 
 
@@ -21,37 +22,27 @@ class Fourier(nn.Module):
     def __init__(self, frequencies: int, scale: float) -> None:
         """Draw the frequencies."""
         super().__init__()
-        self.size = 2 * frequencies
         self.register_buffer("frequencies", torch.randn(frequencies) * scale)
         self.frequencies: Tensor
 
     def forward(self, times: Times) -> Tensor:
-        """Map (B,) to (B, size) in the dtype of the frequencies; the logarithm keeps that of `times`."""
+        """Map (B,) to (B, 2 frequencies) in the dtype of the frequencies; the logarithm keeps that of `times`."""
         c = (times.log() / 4).to(self.frequencies.dtype)
         angles = c[:, None] * (2 * math.pi * self.frequencies)
         return torch.cat((angles.sin(), angles.cos()), dim=1)
 
 
-class Positional(nn.Module):
+def positional(times: Times, size: int) -> Tensor:
     """Positional features of c = 250 ln(t): cat(cos, sin)(w c), with w falling geometrically from 1 to 1 / 10,000.
 
-    Args:
-        size: how many features, even.
+    Maps (B,) to (B, `size`) float32, `size` being even; the logarithm keeps the dtype of `times`.
     """
-
-    def __init__(self, size: int) -> None:
-        """Note the size."""
-        super().__init__()
-        self.size = size
-
-    def forward(self, times: Times) -> Tensor:
-        """Map (B,) to (B, size) float32; the logarithm keeps the dtype of `times`."""
-        half = self.size // 2
-        powers = torch.arange(half, dtype=torch.float64, device=times.device) / half
-        # c reaches 1,500: rounded elsewhere, its cosine would leave that of published weights in the fourth digit.
-        c = 250 * times.log().float()
-        angles = c[:, None] * torch.exp(-math.log(10_000) * powers).float()
-        return torch.cat((angles.cos(), angles.sin()), dim=1)
+    half = size // 2
+    powers = torch.arange(half, dtype=torch.float64, device=times.device) / half
+    # c reaches 1,500: rounded elsewhere, its cosine would leave that of published weights in the fourth digit.
+    c = 250 * times.log().float()
+    angles = c[:, None] * torch.exp(-math.log(10_000) * powers).float()
+    return torch.cat((angles.cos(), angles.sin()), dim=1)
 
 
 class TimeEmbedding(nn.Module):
@@ -62,62 +53,56 @@ class TimeEmbedding(nn.Module):
     come from a network of one time (Section 3.2, Appendix C.1).
 
     Args:
-        features: the features of one time.
+        features: makes the features of one time.
+        inputs: how many they are.
         dense: makes a dense layer of so many inputs and outputs.
-        width: a quarter of the size of the vector for one time.
-        times: 1 embeds t, 2 embeds t and u.
+        config: of the network; the vector for one time has four times its width.
         form: of two times, joint or projected.
-        classes: number of labels, 0 for none.
     """
 
     def __init__(
         self,
-        features: Fourier | Positional,
+        features: Callable[[Times], Tensor],
+        inputs: int,
         dense: Callable[[int, int], nn.Linear],
-        *,
-        width: int,
-        times: int,
+        config: UNetConfig,
         form: str,
-        classes: int,
     ) -> None:
         """Make the layers."""
         super().__init__()
-        projected = times == 2 and form == "projected"
-        self.joint = times == 2 and form == "joint"
-        self.size = 4 * width * (2 if self.joint else 1)
+        projected = config.times == 2 and form == "projected"
+        self.times = config.times
+        self.joint = config.times == 2 and form == "joint"
+        self.size = 4 * config.width * (2 if self.joint else 1)
         self.features = features
-        self.dense0 = dense(features.size * (2 if self.joint else 1), self.size)
+        self.dense0 = dense(inputs * (2 if self.joint else 1), self.size)
         self.dense1 = dense(self.size, self.size)
-        self.end0 = dense(features.size, self.size) if projected else None
+        self.end0 = dense(inputs, self.size) if projected else None
         self.end1 = dense(self.size, self.size) if projected else None
         self.project = nn.Linear(2 * self.size, self.size, bias=False) if projected else None
         if self.project is not None:
             nn.init.eye_(self.project.weight)  # [I, 0]
-        self.label = nn.Embedding(classes, self.size) if classes else None
+        self.label = nn.Embedding(config.classes, self.size) if config.classes else None
 
     def forward(self, t: Times, u: Times, label: Labels | None) -> Tensor:
         """Embed times (B,) and labels (B,) as (B, size), activated."""
-        start = self._featured(t)
-        if self.joint:
-            start = torch.cat((start, self._featured(u)), dim=1)
-        h = self.dense1(functional.silu(self.dense0(start)))
+        dtype = self.dense0.weight.dtype
+        start, *end = [self.features(times).to(dtype) for times in (t, u)[: self.times]]
+        h = self.dense1(functional.silu(self.dense0(torch.cat((start, *end), dim=1) if self.joint else start)))
         if self.end0 is not None and self.end1 is not None and self.project is not None:
-            end = self.end1(functional.silu(self.end0(self._featured(u))))
-            h = self.project(torch.cat((h, end), dim=1))
-        if self.label is not None:
-            h = h + self.label(_checked(label, self.label.num_embeddings))
-        elif label is not None:
-            raise BCMError("labels are given to an unconditional network; leave them out, or build it with classes > 0")
-        return functional.silu(h)
-
-    def _featured(self, times: Times) -> Tensor:
-        return self.features(times).to(self.dense0.weight.dtype)
-
-
-def _checked(label: Labels | None, classes: int) -> Labels:
-    """Refuse missing labels, and on the CPU (a check would stall a GPU) labels that are no class."""
-    if label is None:
-        raise BCMError(f"the network has {classes} classes and needs a label for each image; give label, (B,) int64")
-    if label.device.type == "cpu" and label.numel() and not 0 <= int(label.min()) <= int(label.max()) < classes:
-        raise BCMError(f"labels span {int(label.min())} to {int(label.max())}; they must lie in [0, {classes})")
-    return label
+            h = self.project(torch.cat((h, self.end1(functional.silu(self.end0(*end)))), dim=1))
+        if self.label is None:
+            if label is not None:
+                raise BCMError(
+                    "labels are given to an unconditional network; leave them out, or build it with classes > 0"
+                )
+            return functional.silu(h)
+        classes = self.label.num_embeddings
+        if label is None:
+            raise BCMError(
+                f"the network has {classes} classes and needs a label for each image; give label, (B,) int64"
+            )
+        # On the CPU alone: a look at the values would stall a GPU.
+        if label.device.type == "cpu" and label.numel() and not 0 <= int(label.min()) <= int(label.max()) < classes:
+            raise BCMError(f"labels span {int(label.min())} to {int(label.max())}; they must lie in [0, {classes})")
+        return functional.silu(h + self.label(label))

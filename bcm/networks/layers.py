@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bcm.networks.unet import Block
+from bcm.networks.unet import Block, ResidualBlock
 from bcm.rng import Dropout
 from bcm.types import Images
 
@@ -45,118 +45,80 @@ def fir_filter() -> Tensor:
     return torch.outer(taps, taps)[None, None]
 
 
-def smoothed(x: Images, taps: Tensor, *, stride: int, padding: int, upward: bool = False) -> Images:
-    """Convolve each channel of `x` with the (1, 1, 4, 4) `taps`; `upward` puts zeros between the pixels before.
-
-    In the precision of `taps` also under autocast: CPUs are far slower at it in bf16.
-    """
-    convolve = functional.conv_transpose2d if upward else functional.conv2d
-    weight = taps.expand(x.shape[1], -1, -1, -1)
-    with torch.autocast(x.device.type, enabled=False):
-        y = convolve(x.to(taps.dtype), weight, stride=stride, padding=padding, groups=x.shape[1])
-    return y.to(x.dtype)
-
-
 class FIR(nn.Module):
-    """Halve the image size: smooth, then keep every second pixel; or double it.
+    """Halve the image size: smooth, then keep every second pixel; or double it; or smooth alone.
+
+    In the precision of the filter also under autocast: CPUs are far slower at it in bf16.
 
     Args:
         upward: double the size: put zeros between the pixels, then smooth with four times the filter.
+        stride: 1 keeps every pixel and makes one row and one column more, for a convolution that halves the size.
     """
 
-    def __init__(self, *, upward: bool = False) -> None:
+    def __init__(self, *, upward: bool = False, stride: int = 2) -> None:
         """Make the filter."""
         super().__init__()
-        self.upward = upward
+        self.convolve = functional.conv_transpose2d if upward else functional.conv2d
+        self.stride = stride
         self.register_buffer("filter", (4 if upward else 1) * fir_filter(), persistent=False)
         self.filter: Tensor
 
     def forward(self, x: Images) -> Images:
-        """Map (B, C, H, W) to (B, C, H/2, W/2), or to (B, C, 2H, 2W)."""
-        return smoothed(x, self.filter, stride=2, padding=1, upward=self.upward)
+        """Map (B, C, H, W) to (B, C, H/2, W/2), to (B, C, 2H, 2W), or to (B, C, H+1, W+1)."""
+        taps = self.filter.expand(x.shape[1], -1, -1, -1)
+        padding = 3 - self.stride
+        with torch.autocast(x.device.type, enabled=False):
+            y = self.convolve(x.to(taps.dtype), taps, stride=self.stride, padding=padding, groups=x.shape[1])
+        return y.to(x.dtype)
 
 
-class PyramidDown(nn.Module):
-    """The residual input pyramid: smooth, a 3x3 convolution at every second pixel, then the average with the features.
+class Pyramid(nn.Module):
+    """The input pyramid, smaller and smaller copies of the input, mixed into the features.
 
-    The sum is divided by sqrt 2; it is both the features and the next pyramid.
+    If residual: smooth, a 3x3 convolution at every second pixel, then the average with the features; the sum, divided
+    by sqrt 2, is both the features and the next pyramid. Else halve the image; its 1x1 convolution is added to the
+    features.
     """
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, *, residual: bool) -> None:
         """Make the filter and the convolution."""
         super().__init__()
-        self.register_buffer("filter", fir_filter(), persistent=False)
-        self.filter: Tensor
-        self.conv = conv(inputs, outputs)
+        self.residual = residual
+        self.smooth = FIR(stride=1 if residual else 2)
+        self.conv = conv(inputs, outputs, kernel=3 if residual else 1)
 
     def forward(self, pyramid: Images, h: Images) -> tuple[Images, Images]:
         """Map the pyramid (B, inputs, H, W) and features (B, outputs, H/2, W/2) to the next pyramid and features."""
-        smooth = smoothed(pyramid, self.filter, stride=1, padding=2)
+        smooth = self.smooth(pyramid)
+        if not self.residual:
+            return smooth, self.conv(smooth) + h
         h = (functional.conv2d(smooth, self.conv.weight, self.conv.bias, stride=2) + h).mul_(INV_SQRT2)
         return h, h
 
 
-class PyramidSkip(nn.Module):
-    """The skipping input pyramid: halve the image; its 1x1 convolution is added to the features."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        """Make the filter and the convolution."""
-        super().__init__()
-        self.down = FIR()
-        self.conv = conv(inputs, outputs, kernel=1)
-
-    def forward(self, pyramid: Images, h: Images) -> tuple[Images, Images]:
-        """Map the pyramid (B, inputs, H, W) and features (B, outputs, H/2, W/2) to the next pyramid and features."""
-        pyramid = self.down(pyramid)
-        return pyramid, self.conv(pyramid) + h
-
-
-class ToImage(nn.Module):
-    """Norm, SiLU and a 3x3 convolution that starts at zero."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        """Make the layers."""
-        super().__init__()
-        self.norm = group_norm(inputs)
-        self.conv = conv(inputs, outputs, scale=ZERO)
-
-    def forward(self, h: Images) -> Images:
-        """Map features (B, inputs, H, W) to images (B, outputs, H, W)."""
-        return self.conv(functional.silu(self.norm(h)))
-
-
-class ResidualBlock(Block):
-    """The BigGAN residual block: norm, SiLU, resample, conv, + time, norm, SiLU, dropout, conv; the sum over sqrt 2.
+def residual_block(
+    embedding: int, dropout: float, inputs: int, outputs: int, resample: nn.Module | None = None
+) -> Block:
+    """Make the BigGAN residual block, whose sum is divided by sqrt 2.
 
     Args:
-        inputs: channels in.
-        outputs: channels out.
         embedding: width of the time embedding.
         dropout: probability of dropping a value before the second convolution.
+        inputs: channels in.
+        outputs: channels out.
         resample: halves or doubles the image size on both branches.
     """
-
-    def __init__(
-        self, inputs: int, outputs: int, embedding: int, dropout: float, resample: nn.Module | None = None
-    ) -> None:
-        """Make the layers."""
-        super().__init__()
-        self.resample = nn.Identity() if resample is None else resample
-        self.norm0 = group_norm(inputs)
-        self.conv0 = conv(inputs, outputs)
-        self.time = linear(embedding, outputs)
-        self.norm1 = group_norm(outputs)
-        self.dropout = Dropout(dropout)
-        self.conv1 = conv(outputs, outputs, scale=ZERO)
-        plain = inputs == outputs and resample is None
-        self.skip = nn.Identity() if plain else conv(inputs, outputs, kernel=1)
-
-    def forward(self, x: Images, embedding: Tensor) -> Images:
-        """Map (B, inputs, H, W) and the activated time embedding (B, width) to (B, outputs, H', W')."""
-        h = self.conv0(self.resample(functional.silu(self.norm0(x))))
-        h = h + self.time(embedding)[:, :, None, None]
-        h = self.conv1(self.dropout(functional.silu(self.norm1(h))))
-        return (self.skip(self.resample(x)) + h).mul_(INV_SQRT2)
+    return ResidualBlock(
+        norm0=group_norm(inputs),
+        conv0=conv(inputs, outputs),
+        time=linear(embedding, outputs),
+        norm1=group_norm(outputs),
+        dropout=Dropout(dropout),
+        conv1=conv(outputs, outputs, scale=ZERO),
+        skip=nn.Identity() if inputs == outputs and resample is None else conv(inputs, outputs, kernel=1),
+        resample=resample,
+        scale=INV_SQRT2,
+    )
 
 
 class Attention(Block):

@@ -1,24 +1,16 @@
 """NCSN++ (Song et al., 2021) as in improved consistency training, with one time or two."""
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bcm.networks.embeddings import Fourier, TimeEmbedding
-from bcm.networks.layers import (
-    FIR,
-    Attention,
-    PyramidDown,
-    PyramidSkip,
-    ResidualBlock,
-    ToImage,
-    conv,
-    linear,
-)
-from bcm.networks.unet import Middle, UNet, UNetConfig
+from bcm.networks.layers import FIR, ZERO, Attention, Pyramid, conv, group_norm, linear, residual_block
+from bcm.networks.unet import DecoderLevel, EncoderLevel, Middle, UNetConfig
 from bcm.types import BCMError, Images, Labels, Times
 
 
@@ -63,7 +55,7 @@ class NCSNppConfig(UNetConfig):
         self.check_choice("embedding", ("joint", "projected"))
 
 
-class NCSNpp(UNet):
+class NCSNpp(nn.Module):
     """F_theta(c_in x_t, t, u), the raw network inside the preconditioning.
 
     The encoder runs over the levels from the full resolution down, the decoder back up. Smaller and smaller copies of
@@ -75,34 +67,34 @@ class NCSNpp(UNet):
         """Build the network of `config` with weights drawn from torch's global generator."""
         super().__init__()
         self.config = config
-        self.embedding = TimeEmbedding(
-            Fourier(config.width, config.fourier_scale),
-            linear,
-            width=config.width,
-            times=config.times,
-            form=config.embedding,
-            classes=config.classes,
-        )
+        features = Fourier(config.width, config.fourier_scale)
+        self.embedding = TimeEmbedding(features, 2 * config.width, linear, config, config.embedding)
+        block = partial(residual_block, self.embedding.size, config.dropout)
         self.first = conv(config.image_channels, config.width)
-        skips = [config.width]
-        inputs, pyramid = config.width, config.image_channels
+        inputs, pyramid, residual = config.width, config.image_channels, config.progressive_input == "residual"
+        skips = [inputs]
         self.encoder = nn.ModuleList()
-        for level, outputs in enumerate(config.channels):
-            self.encoder.append(EncoderLevel(config, level, inputs, outputs, pyramid, self.embedding.size))
+        for level, (outputs, size) in enumerate(zip(config.channels, config.resolutions, strict=True)):
+            down = block(inputs, inputs, FIR()) if level else None
+            mix = Pyramid(pyramid, inputs, residual=residual) if level else None
+            blocks = [block(before, outputs) for before in ([inputs] + [outputs] * config.blocks)[:-1]]
+            attention = [Attention(outputs) if size in config.attention else nn.Identity() for _ in blocks]
+            self.encoder.append(EncoderLevel(down, blocks, attention, mix))
             skips += [inputs] * (level > 0) + [outputs] * config.blocks
-            if level and config.progressive_input == "residual":
-                pyramid = inputs
-            inputs = outputs
-        self.middle = Middle(
-            ResidualBlock(inputs, inputs, self.embedding.size, config.dropout),
-            Attention(inputs),
-            ResidualBlock(inputs, inputs, self.embedding.size, config.dropout),
-        )
+            pyramid, inputs = (inputs if level and residual else pyramid), outputs
+        self.middle = Middle(block(inputs, inputs), Attention(inputs), block(inputs, inputs))
         self.decoder = nn.ModuleList()
-        for level, outputs in reversed(list(enumerate(config.channels))):
-            level_skips = [skips.pop() for _ in range(config.blocks + 1)]
-            self.decoder.append(DecoderLevel(config, level, inputs, outputs, level_skips, self.embedding.size))
+        for level, (outputs, size) in reversed(list(enumerate(zip(config.channels, config.resolutions, strict=True)))):
+            up = None if level == len(config.channels) - 1 else block(inputs, inputs, FIR(upward=True))
+            blocks = [block(before + skips.pop(), outputs) for before in [inputs] + [outputs] * config.blocks]
+            attention = Attention(outputs) if size in config.attention else nn.Identity()
+            image = None
+            if level == 0 or config.progressive == "output_skip":
+                last = conv(outputs, config.image_channels, scale=ZERO)
+                image = nn.Sequential(OrderedDict(norm=group_norm(outputs), activation=nn.SiLU(), conv=last))
+            self.decoder.append(DecoderLevel(up, blocks, attention, image))
             inputs = outputs
+        self.enlarge = FIR(upward=True)
 
     def forward(self, x: Images, t: Times, u: Times, label: Labels | None = None) -> Images:
         """Compute F.
@@ -124,76 +116,11 @@ class NCSNpp(UNet):
         h, pyramid, image = self.first(x), x, None
         skips = [h]
         for level in self.encoder:
-            h, pyramid = level(h, pyramid, skips, embedding)
+            h, pyramid = level(h, skips, embedding, pyramid)
         h = self.middle(h, embedding)
         for level in self.decoder:
-            h, image = level(h, image, skips, embedding)
+            h = level(h, skips, embedding)
+            if isinstance(level.image, nn.Module):
+                image = level.image(h) if image is None else level.image(h) + self.enlarge(image)
         assert image is not None
         return image
-
-
-class EncoderLevel(nn.Module):
-    """Halve the image (but for the first level), mix in the input pyramid, then run the residual blocks."""
-
-    def __init__(
-        self, config: NCSNppConfig, level: int, inputs: int, outputs: int, pyramid: int, embedding: int
-    ) -> None:
-        """Make the layers of `level`."""
-        super().__init__()
-        mix = PyramidDown if config.progressive_input == "residual" else PyramidSkip
-        self.down = ResidualBlock(inputs, inputs, embedding, config.dropout, FIR()) if level else None
-        self.pyramid = mix(pyramid, inputs) if level else None
-        widths = [inputs] + [outputs] * config.blocks
-        attend = config.resolutions[level] in config.attention
-        self.blocks = nn.ModuleList(
-            ResidualBlock(widths[index], outputs, embedding, config.dropout) for index in range(config.blocks)
-        )
-        self.attention = nn.ModuleList(Attention(outputs) if attend else nn.Identity() for _ in range(config.blocks))
-
-    def forward(self, h: Images, pyramid: Images, skips: list[Tensor], embedding: Tensor) -> tuple[Images, Images]:
-        """Return the features and the pyramid; each of the level's outputs is appended to `skips`."""
-        if self.down is not None and self.pyramid is not None:
-            pyramid, h = self.pyramid(pyramid, self.down(h, embedding))
-            skips.append(h)
-        for block, attention in zip(self.blocks, self.attention, strict=True):
-            h = attention(block(h, embedding))
-            skips.append(h)
-        return h, pyramid
-
-
-class DecoderLevel(nn.Module):
-    """Double the image (but for the lowest level), run the residual blocks on features and skips, then attention.
-
-    The last level, or with output_skip every level, makes an image, added to the enlarged one of the level before.
-    """
-
-    def __init__(
-        self, config: NCSNppConfig, level: int, inputs: int, outputs: int, skips: list[int], embedding: int
-    ) -> None:
-        """Make the layers of `level`; `skips` are the channels of the encoder outputs it reads."""
-        super().__init__()
-        lowest = level == len(config.channels) - 1
-        self.up = None if lowest else ResidualBlock(inputs, inputs, embedding, config.dropout, FIR(upward=True))
-        widths = [inputs] + [outputs] * config.blocks
-        self.blocks = nn.ModuleList(
-            ResidualBlock(width + skip, outputs, embedding, config.dropout)
-            for width, skip in zip(widths, skips, strict=True)
-        )
-        attend = config.resolutions[level] in config.attention
-        self.attention = Attention(outputs) if attend else nn.Identity()
-        shown = level == 0 or config.progressive == "output_skip"
-        self.image = ToImage(outputs, config.image_channels) if shown else None
-        self.enlarge = FIR(upward=True)
-
-    def forward(
-        self, h: Images, image: Images | None, skips: list[Tensor], embedding: Tensor
-    ) -> tuple[Images, Images | None]:
-        """Return the features of the level and the image so far; one of `skips` is popped for each block."""
-        if self.up is not None:
-            h = self.up(h, embedding)
-        for block in self.blocks:
-            h = block(torch.cat((h, skips.pop()), dim=1), embedding)
-        h = self.attention(h)
-        if self.image is not None:
-            image = self.image(h) if image is None else self.image(h) + self.enlarge(image)
-        return h, image

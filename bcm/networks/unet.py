@@ -1,11 +1,12 @@
-"""What the U-Nets of this package share: part of their configuration, their middle, activation checkpointing."""
+"""What the U-Nets of this package share: part of their configuration, blocks, levels, activation checkpointing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from bcm.rng import Dropout
@@ -111,6 +112,75 @@ class Block(nn.Module):
         return cast(Any, checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=drawn))
 
 
+class ResidualBlock(Block):
+    """Norm, SiLU, resample, conv, + time, norm, SiLU, dropout, conv; added to the input, the sum times `scale`."""
+
+    def __init__(
+        self,
+        *,
+        norm0: nn.Module,
+        conv0: nn.Module,
+        time: nn.Module,
+        norm1: nn.Module,
+        dropout: Dropout,
+        conv1: nn.Module,
+        skip: nn.Module,
+        resample: nn.Module | None,
+        scale: float = 1.0,
+    ) -> None:
+        """Take the layers; `resample`, if any, halves or doubles the image size on both branches."""
+        super().__init__()
+        self.resample = nn.Identity() if resample is None else resample
+        self.norm0, self.conv0 = norm0, conv0
+        self.time = time
+        self.norm1, self.dropout, self.conv1 = norm1, dropout, conv1
+        self.skip = skip
+        self.scale = scale
+
+    def forward(self, x: Images, embedding: Tensor) -> Images:
+        """Map (B, inputs, H, W) and the activated time embedding (B, width) to (B, outputs, H', W')."""
+        h = self.conv0(self.resample(functional.silu(self.norm0(x))))
+        h = h + self.time(embedding)[:, :, None, None]
+        h = self.conv1(self.dropout(functional.silu(self.norm1(h))))
+        h = self.skip(self.resample(x)) + h
+        return h if self.scale == 1 else h.mul_(self.scale)
+
+
+class EncoderLevel(nn.Module):
+    """Halve the image, mix in the input pyramid, then run residual blocks, each followed by attention.
+
+    Args:
+        down: halves the image; None in the first level.
+        blocks: the residual blocks.
+        attention: as many modules, the identity where there is none.
+        pyramid: maps the input pyramid and the features to the next ones, if the network has such a pyramid.
+    """
+
+    def __init__(
+        self, down: Block | None, blocks: list[Block], attention: Sequence[nn.Module], pyramid: nn.Module | None = None
+    ) -> None:
+        """Take the layers."""
+        super().__init__()
+        self.down = down
+        self.pyramid = pyramid
+        self.blocks = nn.ModuleList(blocks)
+        self.attention = nn.ModuleList(attention)
+
+    def forward(
+        self, h: Images, skips: list[Tensor], embedding: Tensor, pyramid: Images | None = None
+    ) -> tuple[Images, Images | None]:
+        """Return the features and the pyramid; each of the level's outputs is appended to `skips`."""
+        if self.down is not None:
+            h = self.down(h, embedding)
+            if self.pyramid is not None:
+                pyramid, h = self.pyramid(pyramid, h)
+            skips.append(h)
+        for block, attention in zip(self.blocks, self.attention, strict=True):
+            h = attention(block(h, embedding))
+            skips.append(h)
+        return h, pyramid
+
+
 class Middle(nn.Module):
     """Residual block, attention, residual block at the lowest resolution."""
 
@@ -126,14 +196,32 @@ class Middle(nn.Module):
         return self.block1(self.attention(self.block0(h, embedding)), embedding)
 
 
-class UNet(nn.Module):
-    """A network made of `Block`s."""
+class DecoderLevel(nn.Module):
+    """Double the image, then run residual blocks on features and skips, with attention.
 
-    def checkpoint_blocks(self, on: bool) -> None:
-        """Keep only the inputs of each block for the backward pass, which then runs it again: less memory, more time.
+    Args:
+        up: doubles the image; None in the lowest level.
+        blocks: the residual blocks.
+        attention: a list of as many modules, one after each block, or a single one after the last.
+        image: makes an image of the level's features, for the network to call, if it does so.
+    """
 
-        Gradients and dropout masks stay the same.
-        """
-        for block in self.modules():
-            if isinstance(block, Block):
-                block.recompute = on
+    def __init__(
+        self, up: Block | None, blocks: list[Block], attention: nn.Module, image: nn.Module | None = None
+    ) -> None:
+        """Take the layers."""
+        super().__init__()
+        self.up = up
+        self.blocks = nn.ModuleList(blocks)
+        self.attention = attention
+        self.image = image
+
+    def forward(self, h: Images, skips: list[Tensor], embedding: Tensor) -> Images:
+        """Return the features of the level; one of `skips` is popped for each block."""
+        if self.up is not None:
+            h = self.up(h, embedding)
+        after_each = self.attention if isinstance(self.attention, nn.ModuleList) else None
+        for index, block in enumerate(self.blocks):
+            h = block(torch.cat((h, skips.pop()), dim=1), embedding)
+            h = h if after_each is None else after_each[index](h)
+        return self.attention(h) if after_each is None else h

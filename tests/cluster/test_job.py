@@ -12,7 +12,7 @@ from servers import S3Server, free_port, s3_server
 
 from cluster import submit
 from cluster.errors import ClusterError
-from cluster.local import LocalCluster
+from cluster.local import LocalCluster, local_cluster
 from cluster.session import connect
 
 BIN = Path(sys.executable).parent
@@ -28,7 +28,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, S3Se
 
 @pytest.fixture(scope="module")
 def cluster(store: tuple[Path, S3Server]) -> Iterator[LocalCluster]:
-    with LocalCluster(nodes=2, cpus=1, env=store[1].env) as running:
+    with local_cluster(nodes=2, cpus=1, env=store[1].env) as running:
         yield running
 
 

@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 from servers import mlflow_server, s3_server
 
-from cluster.local import LocalCluster
+from cluster.local import local_cluster
 from pipelines.tracking import registry
 
 pytestmark = pytest.mark.slow
@@ -47,7 +47,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         folder.mkdir(parents=True)
     with s3_server(buckets) as s3, mlflow_server(database, "s3://mlflow/artifacts", s3.env) as tracking:
         env = {**s3.env, "MLFLOW_TRACKING_URI": tracking, "BCM_CACHE_DIR": str(root / "cache")}
-        with LocalCluster(nodes=2, cpus=1, env=env) as cluster:
+        with local_cluster(nodes=2, cpus=1, env=env) as cluster:
             yield Site(cluster.job_address, tracking, env, buckets, database, cluster.folder)
 
 
