@@ -146,7 +146,7 @@ class ShardCache:
     def _decode(self, number: int, tar: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         shard = self._shards[number]
         url = store.join(self._url, shard.path)
-        return decode_images(tar, shard.offsets[rows], shard.sizes[rows], self._manifest, url)
+        return decode_images(tar, shard.spans[rows], self._manifest, url)
 
     def content(self, number: int) -> Taken:
         """Pixels (n, C, H, W) or the tar's bytes, and labels, of a shard that is in the cache from now on."""

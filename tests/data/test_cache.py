@@ -300,7 +300,7 @@ def test_links_are_refused(tmp_path: Path) -> None:
 def test_a_truncated_shard_is_an_error(tmp_path: Path, place: str) -> None:
     manifest = set_of_members(tmp_path / "set", PAIR)
     (shard,) = manifest.splits["train"].shards
-    second = int(shard.offsets[1])
+    second = int(shard.spans[1, 0])
     cut = {"at a member boundary": second - 512, "inside a header": second - 212, "inside an image": second + 20}[place]
     os.truncate(tmp_path / "set" / shard.path, cut)
     with pytest.raises(DataError, match=rf"train-000000\.tar has {cut} bytes, but {shard.bytes} are expected"):
@@ -310,8 +310,8 @@ def test_a_truncated_shard_is_an_error(tmp_path: Path, place: str) -> None:
 def test_a_tar_that_ends_early_is_an_error_even_if_its_length_and_hash_agree(tmp_path: Path) -> None:
     raw = tar_of(PAIR)
     (shard,) = set_of_members(tmp_path / "set", PAIR).splits["train"].shards
-    early = raw[: shard.offsets[1] - 512] + bytes(len(raw) - shard.offsets[1] + 512)
-    manifest = set_of(tmp_path / "set", early, shard.offsets.tolist(), shard.sizes.tolist())
+    second = int(shard.spans[1, 0])
+    manifest = set_of(tmp_path / "set", raw[: second - 512] + bytes(len(raw) - second + 512), *shard.spans.T.tolist())
     with pytest.raises(DataError, match="holds 1 images, but the manifest states 2"):
         cached_split(str(tmp_path / "set"), manifest, "train", tmp_path / "cache")
 
