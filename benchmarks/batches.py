@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bcm.training import TrainConfig
-from data.order import batch_ids
+from data.order import Shuffle, batch_ids
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Batch:
 
 def batches(train: Tensor, config: TrainConfig) -> Iterator[Batch]:
     """Batches of uint8 images (N, C, H, W) in the order of training, without end; the labels are zeros."""
-    seen, size = 0, config.batch_size
+    seen, size, shuffle = 0, config.batch_size, Shuffle(counts=(len(train),))
     while True:
-        _, ids = batch_ids(config.seed, seen, size, len(train))
+        _, ids = batch_ids(config.seed, seen, size, shuffle)
         yield Batch(torch.arange(seen, seen + size), train[ids], torch.zeros(size, dtype=torch.int64))
         seen += size

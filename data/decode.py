@@ -68,7 +68,7 @@ def _files(path: Path, raw: NDArray[np.uint8], where: str) -> Iterator[tuple[str
             for key, extension, member in members(tar, where):
                 yield key, extension, member.offset_data, member.size
     else:
-        for name, offset, size in zip(plain.names, plain.offsets.tolist(), plain.sizes.tolist(), strict=True):
+        for name, offset, size in plain:
             yield *key_and_extension(name, where), offset, size
 
 
@@ -120,14 +120,14 @@ def read_labels(path: Path, url: str, shard: Shard, manifest: Manifest) -> NDArr
         manifest: The whole manifest, for the classes.
     """
     raw = mapped(path)
-    stated = list(zip(shard.offsets.tolist(), shard.sizes.tolist(), strict=True))
+    stated = shard.spans.tolist()
     places: dict[str, int] = {}
     labels: dict[str, dict[str, int]] = {LABEL_EXTENSION: {}, JSON_EXTENSION: {}}
     try:
         for key, extension, offset, size in _files(path, raw, url):
             if extension in IMAGE_EXTENSIONS:
                 index = len(places)
-                if key in places or stated[index : index + 1] != [(offset, size)]:
+                if key in places or stated[index : index + 1] != [[offset, size]]:
                     raise DataError(
                         f"{url}: sample {key}: the manifest knows no image at byte {offset} of this shard. {_AGAIN}"
                     )
@@ -159,15 +159,13 @@ def mapped(path: Path) -> NDArray[np.uint8]:
     return np.memmap(path, np.uint8, mode="r").view(np.ndarray)
 
 
-def decode_images(
-    raw: NDArray[np.uint8], offsets: NDArray[np.int64], sizes: NDArray[np.int64], manifest: Manifest, url: str
-) -> NDArray[np.uint8]:
-    """Images of shape (n, C, H, W) that lie at these places in the bytes of a tar."""
-    shape = (len(offsets), manifest.channels, manifest.resolution, manifest.resolution)
-    if (images := _raw_images(raw, offsets, sizes, shape)) is not None:
+def decode_images(raw: NDArray[np.uint8], spans: NDArray[np.int64], manifest: Manifest, url: str) -> NDArray[np.uint8]:
+    """Images of shape (n, C, H, W) whose first byte and length, of shape (n, 2), in the bytes of a tar are given."""
+    shape = (len(spans), manifest.channels, manifest.resolution, manifest.resolution)
+    if (images := _raw_images(raw, spans, shape)) is not None:
         return images
     images = np.empty(shape, dtype=np.uint8)
-    for index, (offset, size) in enumerate(zip(offsets.tolist(), sizes.tolist(), strict=True)):
+    for index, (offset, size) in enumerate(spans.tolist()):
         if size > _LONGEST_IMAGE + 8 * images[index].size:
             raise DataError(f"{_sample_at(raw, offset, url)}: the image has {size} bytes, too many for its size")
         images[index] = _pixels(raw[offset : offset + size].tobytes(), manifest, partial(_sample_at, raw, offset, url))
@@ -175,10 +173,11 @@ def decode_images(
 
 
 def _raw_images(
-    raw: NDArray[np.uint8], offsets: NDArray[np.int64], sizes: NDArray[np.int64], shape: tuple[int, int, int, int]
+    raw: NDArray[np.uint8], spans: NDArray[np.int64], shape: tuple[int, int, int, int]
 ) -> NDArray[np.uint8] | None:
     """The images, if all are raw pixels behind the header they must have; nothing is done for each image alone."""
     count, channels, height, width = shape
+    offsets, sizes = spans.T
     header = np.frombuffer(raw_header(height, channels), np.uint8)
     blocks = -(-(len(header) + channels * height * width) // BLOCK)
     last = int(offsets.max(initial=0)) // BLOCK + blocks
@@ -202,4 +201,4 @@ def _sample_at(raw: NDArray[np.uint8], offset: int, url: str) -> str:
 def decode_shard(path: Path, url: str, shard: Shard, manifest: Manifest) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images of shape (n, C, H, W) and labels of shape (n,) of the tar file at `path`; see `read_labels`."""
     labels = read_labels(path, url, shard, manifest)
-    return decode_images(mapped(path), shard.offsets, shard.sizes, manifest, url), labels
+    return decode_images(mapped(path), shard.spans, manifest, url), labels

@@ -20,6 +20,7 @@ from data import store
 from data.errors import DataError
 
 T = TypeVar("T")
+_adapter = cache(TypeAdapter)
 
 MANIFEST_NAME = "manifest.json"
 LARGEST_RESOLUTION = 1024
@@ -64,16 +65,13 @@ class Shard:
         _require(self.count <= _LARGEST_COUNT, f"{self.path}: count is {self.count}, more than a shard may hold")
         hashed = _HEX_SHA256.fullmatch(self.sha256) is not None
         _require(hashed, f"{self.path}: sha256 must be 64 lower-case hexadecimal digits")
-        offsets, sizes = self.offsets, self.sizes
+        listed, starts, ends = len(self.spans), self.spans[:, 0], self.spans.sum(1)
+        _require(listed == self.count, f"{self.path}: count is {self.count}, but it has {listed} places")
+        early = starts < np.concatenate([[_TAR_BLOCK], ends[:-1]])
         _require(
-            len(offsets) == len(sizes) == self.count,
-            f"{self.path}: count is {self.count}, but it has {len(offsets)} places",
+            not early.any(), f"{self.path}: the image at byte {starts[early.argmax()]} overlaps what lies before it"
         )
-        begins = offsets >= np.concatenate([[_TAR_BLOCK], (offsets + sizes)[:-1]])
-        if not begins.all():
-            at = offsets[np.argmin(begins)]
-            raise DataError(f"{self.path}: the image at byte {at} overlaps what lies before it")
-        end = offsets[-1] + sizes[-1]
+        end = ends[-1]
         _require(end <= self.bytes, f"{self.path}: an image ends at byte {end}, beyond the shard's {self.bytes} bytes")
 
     @staticmethod
@@ -81,27 +79,20 @@ class Shard:
         """The entry of a tar whose images begin at these bytes and have these sizes."""
         return Shard(path=path, bytes=length, sha256=sha256, count=len(offsets), places=_written(offsets, sizes))
 
-    @property
-    def _arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    @cached_property
+    def spans(self) -> NDArray[np.int64]:
+        """First byte of each image inside the tar, and its bytes, in the order of the samples: of shape (count, 2)."""
         try:
             if match := re.fullmatch(r"(\d{1,18})\+(\d{1,18})\*(\d{1,18})", self.places):
                 first, stride, size = map(int, match.groups())
-                return first + stride * np.arange(self.count), np.full(self.count, size, np.int64)
+                spans = np.full((self.count, 2), (first, size), np.int64)
+                spans[:, 0] += stride * np.arange(self.count)
+                return spans
             pairs = np.frombuffer(base64.b64decode(self.places, validate=True), "<u4").reshape(-1, 2).astype(np.int64)
         except (ValueError, OverflowError, MemoryError) as error:
             raise DataError(f"{self.path}: places are neither first+stride*size nor base64 of pairs") from error
-        ends = pairs.sum(1).cumsum()
-        return ends - pairs[:, 1], pairs[:, 1]
-
-    @cached_property
-    def offsets(self) -> NDArray[np.int64]:
-        """First byte of each image inside the tar, in the order of the samples, int64 of shape (count,)."""
-        return self._arrays[0]
-
-    @cached_property
-    def sizes(self) -> NDArray[np.int64]:
-        """Bytes of each image, int64 of shape (count,)."""
-        return self._arrays[1]
+        pairs[:, 0] = pairs.sum(1).cumsum() - pairs[:, 1]
+        return pairs
 
 
 def _written(offsets: Sequence[int], sizes: Sequence[int]) -> str:
@@ -127,12 +118,6 @@ class SplitManifest:
 
     count: int
     shards: tuple[Shard, ...]
-
-    def __post_init__(self) -> None:
-        """Checks that the counts add up."""
-        _require(self.count > 0, f"a split's count must be a whole number > 0, not {self.count!r}")
-        total = sum(shard.count for shard in self.shards)
-        _require(total == self.count, f"the shards hold {total} images, but the split's count is {self.count}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +154,11 @@ class Manifest:
         _require(self.channels in (1, 3), f"channels must be 1 or 3, not {self.channels!r}")
         _require(len(self.class_names) > 0, "class_names must be a non-empty list of texts")
         _require(len(self.splits) > 0, "there are no splits")
-        for split in self.splits:
-            _require(_SPLIT_NAME.fullmatch(split) is not None, f"split name {split!r} must be of a-z, 0-9, '_' and '-'")
+        for name, split in self.splits.items():
+            _require(_SPLIT_NAME.fullmatch(name) is not None, f"split name {name!r} must be of a-z, 0-9, '_' and '-'")
+            _require(split.count > 0, f"{name}: count must be a whole number > 0, not {split.count}")
+            total = sum(shard.count for shard in split.shards)
+            _require(total == split.count, f"{name}: the shards hold {total} images, but count is {split.count}")
         paths = [shard.path for split in self.splits.values() for shard in split.shards]
         repeated = sorted(path for path, times in Counter(paths).items() if times > 1)
         _require(not repeated, f"shard listed twice: {', '.join(repeated[:3])}")
@@ -202,11 +190,6 @@ class Manifest:
         if name not in self.splits:
             raise DataError(f"data set {self.name!r} has no split {name!r}; it has {', '.join(sorted(self.splits))}")
         return self.splits[name]
-
-
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
 
 
 def read_record(kind: type[T], text: str | bytes) -> T:

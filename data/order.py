@@ -36,7 +36,7 @@ _IMAGES, _SHARDS = 0, 1
 class Shuffle:
     """How far images move: each epoch groups the shards into windows anew, and shuffles the images within each window.
 
-    A single window is a shuffle of the whole split.
+    A single window is a shuffle of the whole split: `Shuffle(counts=(n,))` is one of n images.
 
     Attributes:
         counts: Number of images of each shard, in the order of the manifest.
@@ -46,8 +46,8 @@ class Shuffle:
     """
 
     counts: tuple[int, ...]
-    window: int
-    first_window: int
+    window: int = 1
+    first_window: int = 1
     count: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -57,15 +57,6 @@ class Shuffle:
         if min(self.window, self.first_window) < 1:
             raise DataError(f"windows of {self.window} and {self.first_window} shards: give at least 1")
         object.__setattr__(self, "count", sum(self.counts))
-
-    def windows(self, epoch: int) -> int:
-        """Number of windows in an epoch."""
-        return -(-len(self.counts) // (self.first_window if epoch == 0 else self.window))
-
-
-def whole(count: int) -> Shuffle:
-    """The shuffle of `count` images within one window."""
-    return Shuffle(counts=(count,), window=1, first_window=1)
 
 
 def shuffle_of(manifest: Manifest, split: str, window: int = 0) -> Shuffle:
@@ -117,7 +108,8 @@ def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
 @lru_cache(maxsize=_EPOCHS_KEPT)
 def window_of_shard(seed: int, epoch: int, shuffle: Shuffle) -> NDArray[np.int64]:
     """The window that each shard belongs to in one epoch, as a read-only array; windows differ by at most one shard."""
-    shards, windows = len(shuffle.counts), shuffle.windows(epoch)
+    shards = len(shuffle.counts)
+    windows = -(-shards // (shuffle.window if epoch else shuffle.first_window))
     place = np.empty(shards, dtype=np.int64)
     place[np.argsort(_words(seed, epoch, _ORDER_STREAM, shards, _SHARDS), kind="stable")] = np.arange(shards)
     window = place * windows // shards
@@ -131,10 +123,9 @@ def epoch_order(seed: int, epoch: int, shuffle: Shuffle) -> NDArray[np.int64]:
 
     One window gives `permutation`; within each of several windows, the images keep the order they have there.
     """
-    order = permutation(seed, epoch, shuffle.count)
-    if shuffle.windows(epoch) > 1:
-        window = np.repeat(window_of_shard(seed, epoch, shuffle), shuffle.counts)
-        order = order[np.argsort(window[order], kind="stable")]
+    order, window = permutation(seed, epoch, shuffle.count), window_of_shard(seed, epoch, shuffle)
+    if window.any():
+        order = order[np.argsort(np.repeat(window, shuffle.counts)[order], kind="stable")]
         order.setflags(write=False)
     return order
 
@@ -148,7 +139,7 @@ def flips(seed: int, epoch: int, count: int) -> NDArray[np.bool_]:
 
 
 def batch_ids(
-    seed: int, images_seen: int, batch_size: int, split: int | Shuffle
+    seed: int, images_seen: int, batch_size: int, shuffle: Shuffle
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Epochs and ids, each of shape (batch_size,), of the global batch that starts at `images_seen`.
 
@@ -158,20 +149,18 @@ def batch_ids(
         seed: Seed of the order.
         images_seen: Images of the endless stream before this batch.
         batch_size: Size of the global batch, over all workers.
-        split: The shuffle of the split; a number of images is shuffled as a whole.
+        shuffle: How the split is shuffled.
     """
-    count = split if isinstance(split, int) else split.count
     if images_seen < 0:
         raise DataError(f"images_seen is {images_seen}: it counts images and cannot be negative")
-    if batch_size < 1 or count < 1:
-        raise DataError(f"cannot draw a batch of {batch_size} from {count} images: both must be at least 1")
+    if batch_size < 1:
+        raise DataError(f"cannot draw a batch of {batch_size} images: give at least 1")
     positions = images_seen + np.arange(batch_size, dtype=np.int64)
-    epochs, places = np.divmod(positions, count)
+    epochs, places = np.divmod(positions, shuffle.count)
     ids = np.empty(batch_size, dtype=np.int64)
     for epoch in np.unique(epochs):
         chosen = epochs == epoch
-        order = epoch_order(seed, int(epoch), whole(count) if isinstance(split, int) else split)
-        ids[chosen] = order[places[chosen]]
+        ids[chosen] = epoch_order(seed, int(epoch), shuffle)[places[chosen]]
     return epochs, ids
 
 
@@ -182,7 +171,7 @@ def windows_from(seed: int, images_seen: int, shuffle: Shuffle) -> Iterator[NDAr
         window = window_of_shard(seed, epoch, shuffle)
         sizes = np.bincount(window, weights=shuffle.counts)
         first = int(np.searchsorted(sizes.cumsum(), place, side="right")) if epoch == first_epoch else 0
-        for number in range(first, shuffle.windows(epoch)):
+        for number in range(first, len(sizes)):
             yield np.flatnonzero(window == number)
 
 

@@ -1,7 +1,5 @@
 """A fast reader of plain tar files: headers are found one by one, and checked all at once."""
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,23 +11,8 @@ _ENDS = [135, 154, 155]
 """Places that end the digits; with anything else there, other readers may see other numbers."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Members:
-    """The files in a tar, in order.
-
-    Attributes:
-        names: Their names, folders included.
-        offsets: First byte of each content, int64.
-        sizes: Bytes of each content, int64.
-    """
-
-    names: list[str]
-    offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-
-
-def plain_members(raw: NDArray[np.uint8]) -> Members | None:
-    """The files in the tar with these bytes, or None if it is anything but a plain and whole one.
+def plain_members(raw: NDArray[np.uint8]) -> list[tuple[str, int, int]] | None:
+    """Name, first byte and length of each file in the tar with these bytes; None unless it is a plain and whole one.
 
     Plain are files and folders with short names and sizes in octal digits, each header with the right checksum, and a
     zero block at the end. The standard library knows the rest: links, extensions, other spellings.
@@ -49,11 +32,10 @@ def plain_members(raw: NDArray[np.uint8]) -> Members | None:
         return None
     if not (folders | (kinds == 0) | (kinds == ord("0"))).all() or sizes[folders].any():
         return None
-    kept = np.flatnonzero(~folders)
-    files = [names[index] for index in kept.tolist()]
-    if any(name.endswith("/") for name in files):
+    if any(name.endswith("/") and not folder for name, folder in zip(names, folders.tolist(), strict=True)):
         return None
-    return Members(names=files, offsets=headers[kept] + BLOCK, sizes=sizes[kept])
+    members = zip(names, (headers + BLOCK).tolist(), sizes.tolist(), folders.tolist(), strict=True)
+    return [(name, offset, size) for name, offset, size, folder in members if not folder]
 
 
 def _headers(raw: NDArray[np.uint8]) -> NDArray[np.int64] | None:

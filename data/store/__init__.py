@@ -6,14 +6,15 @@ deadline, and counted (`data.store.transfer`).
 
 import json
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data.errors import DataError
 from data.store.failures import NO_SPACE, failure
-from data.store.filesystems import absolute, arrow_filesystem, filesystem, has_buckets, is_local, join
+from data.store.filesystems import BUCKET_STORES, absolute, arrow_filesystem, filesystem, is_local, join, scheme
 from data.store.transfer import (
     RANGE_BYTES,
     Version,
@@ -34,7 +35,6 @@ __all__ = [
     "absolute",
     "arrow_filesystem",
     "check_writable",
-    "download_tree",
     "exists",
     "fetch",
     "file_sizes",
@@ -56,17 +56,23 @@ __all__ = [
 _CHECK_SECONDS = 20.0
 
 
+@contextmanager
+def _unless_absent() -> Iterator[None]:
+    """Passes over the DataError of what is not there."""
+    try:
+        yield
+    except DataError as error:
+        if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            raise
+
+
 def exists(url: str) -> bool:
     """Whether there is a file or folder at `url`."""
-
-    def call() -> bool:
-        with suppress(FileNotFoundError, NotADirectoryError):
-            files, path = filesystem(url, reading=True)
-            files.info(path)
-            return True
-        return False
-
-    return retried("read", url, call)
+    files, path = filesystem(url, reading=True)
+    with _unless_absent():
+        retried("read", url, partial(files.info, path))
+        return True
+    return False
 
 
 def read_json(url: str) -> Any:
@@ -91,8 +97,7 @@ def _put(url: str, payload: bytes) -> None:
         with replacing(Path(path)) as file:
             file.write(payload)
         return
-    # Object stores have no folders, and there makedirs would try to create the bucket.
-    if not has_buckets(url):
+    if scheme(url) not in BUCKET_STORES:  # where makedirs would try to create the bucket
         files.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
     files.pipe_file(path, payload)
 
@@ -104,25 +109,17 @@ def write_json(url: str, value: Any) -> None:
 
 def remove(url: str) -> None:
     """Removes the file at `url`; it is no error if there is none."""
-
-    def call() -> None:
-        files, path = filesystem(url, reading=True)
-        with suppress(FileNotFoundError):
-            files.rm_file(path)
-
-    retried("remove", url, call)
+    files, path = filesystem(url, reading=True)
+    with _unless_absent():
+        retried("remove", url, partial(files.rm_file, path))
 
 
 def _entries(url: str) -> list[dict[str, Any]]:
-    def call() -> list[dict[str, Any]]:
-        files, path = filesystem(url, reading=True)
-        try:
-            entries = files.ls(path, detail=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+    files, path = filesystem(url, reading=True)
+    with _unless_absent():
+        entries = retried("list", url, partial(files.ls, path, detail=True))
         return [entry for entry in entries if entry["name"].strip("/") != path.strip("/")]
-
-    return retried("list", url, call)
+    return []
 
 
 def list_names(url: str) -> list[str]:
@@ -138,14 +135,10 @@ def file_sizes(url: str) -> dict[str, int]:
 
 def walk(url: str) -> dict[str, int]:
     """Bytes of each file anywhere under `url`, by its path from there, sorted; {"": size} if `url` is a file itself."""
-
-    def call() -> dict[str, int]:
-        files, root = filesystem(url, reading=True)
-        infos = dict(files.find(root, detail=True))
-        root = root.rstrip("/")
-        return {path.removeprefix(root).lstrip("/"): info["size"] for path, info in sorted(infos.items())}
-
-    return retried("list", url, call)
+    files, root = filesystem(url, reading=True)
+    infos = retried("list", url, partial(files.find, root, detail=True))
+    root = root.rstrip("/")
+    return {path.removeprefix(root).lstrip("/"): info["size"] for path, info in sorted(infos.items())}
 
 
 def check_writable(url: str) -> None:
@@ -163,16 +156,3 @@ def check_writable(url: str) -> None:
         within(_CHECK_SECONDS, attempt)
     except Exception as error:
         raise failure("write to", url, error) from error
-
-
-def download_tree(url: str, local_dir: Path | str) -> None:
-    """Copies every file under `url` to the same place under `local_dir`; a URL without files is a DataError."""
-    files = walk(url)
-    if not files:
-        raise DataError(f"there are no files at {url}: check the spelling")
-    for name, size in files.items():
-        if ".." in PurePosixPath(name).parts:
-            raise DataError(
-                f"{url} holds a file named {name!r}, which would leave the folder it is copied to: remove it"
-            )
-        fetch(join(url, name), size, None, Path(local_dir) / name)

@@ -50,10 +50,6 @@ def _names(error: BaseException) -> set[str]:
     return {kind.__name__ for kind in type(error).__mro__}
 
 
-class ShortAnswerError(OSError):
-    """A server sent fewer bytes than it was asked for."""
-
-
 def status(error: BaseException) -> int | None:
     """The HTTP status behind an error, if there is one."""
     response = getattr(error.__cause__, "response", None)
@@ -65,7 +61,7 @@ def status(error: BaseException) -> int | None:
 def cause(error: BaseException) -> str:
     """A few words for what went wrong, to be counted."""
     names, code = _names(error), status(error)
-    if isinstance(error, ShortAnswerError):
+    if isinstance(error, EOFError):
         return "short answer"
     if names & _SILENT:
         return "no answer in time"

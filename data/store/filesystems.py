@@ -27,11 +27,13 @@ _WRITE_SECONDS = 15.0
 _READ_SECONDS = 5.0
 """A server that sends nothing for so long is asked again."""
 
-_S3_PROTOCOLS = ("s3", "s3a")
-_BUCKET_STORES = (*_S3_PROTOCOLS, "gs", "gcs", "az", "abfs", "abfss", "adl")
+S3 = ("s3", "s3a")
+BUCKET_STORES = (*S3, "gs", "gcs", "az", "abfs", "abfss", "adl")
+"""Schemes of object stores, which have buckets and no folders."""
 
 
-def _scheme(url: str) -> str:
+def scheme(url: str) -> str:
+    """What stands before `://`, in lower case; "file" for a path."""
     return url.partition("://")[0].lower() if "://" in url else "file"
 
 
@@ -42,18 +44,18 @@ def filesystem(url: str, *, reading: bool = False) -> tuple[Any, str]:
     """
     if not url.strip():
         raise DataError("the storage URL is empty: give a path or a URL such as s3://bucket/folder")
-    scheme = _scheme(url)
+    kind = scheme(url)
     if "@" in urlsplit(url).netloc:
         raise DataError(
-            f"the {scheme} URL holds credentials (a part before '@'): give them in the environment instead, for "
+            f"the {kind} URL holds credentials (a part before '@'): give them in the environment instead, for "
             "example as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
-    if scheme in _BUCKET_STORES and not urlsplit(url).netloc:
-        raise DataError(f"{url} names no bucket: write {scheme}://bucket/folder")
+    if kind in BUCKET_STORES and not urlsplit(url).netloc:
+        raise DataError(f"{url} names no bucket: write {kind}://bucket/folder")
     if "::" in url:
         raise DataError(f"{url} chains several file systems, which is not supported: give one plain URL")
     options: dict[str, Any] = {}
-    if scheme in _S3_PROTOCOLS:
+    if kind in S3:
         silence = _READ_SECONDS if reading else _WRITE_SECONDS
         # Listings are never cached because other processes write too.
         options = {"use_listings_cache": False, "config_kwargs": {**_S3_CONFIG, "read_timeout": silence}}
@@ -62,24 +64,14 @@ def filesystem(url: str, *, reading: bool = False) -> tuple[Any, str]:
         files, path = fsspec.core.url_to_fs(url, **options)
     except Exception as error:  # fsspec and its plug-ins have no common base
         raise failure("open", url, error) from error
-    if reading and scheme in _S3_PROTOCOLS:
+    if reading and kind in S3:
         files.retries = 1
     return files, path
 
 
-def is_s3(url: str) -> bool:
-    """Whether a URL is an S3 object."""
-    return _scheme(url) in _S3_PROTOCOLS
-
-
-def has_buckets(url: str) -> bool:
-    """Whether a URL is in an object store, which has buckets and no folders."""
-    return _scheme(url) in _BUCKET_STORES
-
-
 def is_local(url: str) -> bool:
     """Whether a URL is a path on this machine."""
-    return _scheme(url) in ("file", "local")
+    return scheme(url) in ("file", "local")
 
 
 def absolute(url: str) -> str:

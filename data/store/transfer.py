@@ -14,16 +14,16 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from data.errors import DataError
-from data.store.failures import ShortAnswerError, cause, failure, is_lasting, status
-from data.store.filesystems import filesystem, is_local, is_s3
+from data.errors import DataError, StorageError
+from data.store.failures import cause, failure, is_lasting, status
+from data.store.filesystems import S3, filesystem, is_local, scheme
 
 T = TypeVar("T")
 
@@ -36,19 +36,11 @@ _SLOWEST_BYTES_PER_SECOND = 500_000
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
 _PASSES = 3
 """How often a file is read from its beginning, if it is replaced meanwhile or has other bytes than it should."""
+_REPLACED = "{url} was replaced while it was read: read it again when nobody writes to it any more"
 _MARKS = ("ETag", "etag", "generation", "LastModified", "Last-Modified", "mtime", "ino")
 
 _retries: Counter[str] = Counter()
 _lock = threading.Lock()
-
-
-class WrongBytesError(DataError):
-    """What came is not one whole version of the file with the bytes it should have; another try may bring it."""
-
-    def __init__(self, message: str, reason: str) -> None:
-        """`reason` is what `retries` counts."""
-        super().__init__(message)
-        self.reason = reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,27 +109,18 @@ def within(seconds: float, call: Callable[[], T]) -> T:
     return outcome[0]
 
 
-def version(url: str) -> Version:
-    """Which file is at `url` now: its length, and a mark that changes when it is replaced."""
-    return retried("read", url, partial(_version, url))
-
-
-def _version(url: str) -> Version:
+def version(url: str, action: str = "read", seconds: float = _SHORT_DEADLINE) -> Version:
+    """Which file is at `url` now: its length, and a mark that changes when it is replaced; see `retried`."""
     files, path = filesystem(url, reading=True)
-    info = files.info(path)
+    info = retried(action, url, partial(files.info, path), seconds)
     if info["type"] == "directory":
-        raise IsADirectoryError(f"{path} is a folder")
+        raise failure(action, url, IsADirectoryError(f"{path} is a folder"))
     if info["size"] is None:
         raise DataError(
             f"the server of {url} does not state its length: download it by other means and give the local path"
         )
     marks = [str(info[name]) for name in _MARKS if info.get(name)]
-    return Version(length=info["size"], mark=marks[0] if is_s3(url) and marks else " ".join(marks))
-
-
-def _replaced(url: str) -> WrongBytesError:
-    message = f"{url} was replaced while it was read: read it again when nobody writes to it any more"
-    return WrongBytesError(message, "file replaced while it was read")
+    return Version(length=info["size"], mark=marks[0] if scheme(url) in S3 and marks else " ".join(marks))
 
 
 def read_range(url: str, start: int, end: int, known: Version, seconds: float = _SHORT_DEADLINE) -> bytes:
@@ -153,7 +136,7 @@ def read_range(url: str, start: int, end: int, known: Version, seconds: float = 
 def _range(url: str, start: int, end: int, known: Version, until: float) -> bytes:
     """One try; on S3 the ETag of the answer is compared, because not every server heeds If-Match."""
     files, path = filesystem(url, reading=True)
-    if not is_s3(url):
+    if scheme(url) not in S3:
         block: Any = files.cat_file(path, start=start, end=end)
     else:
         answer = asyncio.wait_for(_s3_range(files, path, start, end), max(1.0, until - time.monotonic()))
@@ -161,12 +144,12 @@ def _range(url: str, start: int, end: int, known: Version, until: float) -> byte
             block, mark = asyncio.run_coroutine_threadsafe(answer, files.loop).result()
         except OSError as error:
             if status(error) == 416:  # it became so short that it has no such bytes
-                raise _replaced(url) from error
+                raise DataError(_REPLACED.format(url=url)) from error
             raise
         if mark and known.mark and mark != known.mark:
-            raise _replaced(url)
+            raise DataError(_REPLACED.format(url=url))
     if len(block) != end - start:
-        raise ShortAnswerError(f"{end - start} bytes were asked for, but {len(block)} came")
+        raise EOFError(f"{end - start} bytes were asked for, but {len(block)} came")
     return block
 
 
@@ -197,7 +180,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
 def read_bytes(url: str) -> bytes:
     """The whole (small) file at `url`; use `fetch` for large ones."""
     buffer = io.BytesIO()
-    _copy(url, None, None, partial(nullcontext, buffer))
+    _fill(buffer, url, None, None)
     return buffer.getvalue()
 
 
@@ -216,47 +199,55 @@ def fetch(url: str, expected_bytes: int | None, sha256: str | None, to: Path, *,
         durable: Whether the copy must outlive a loss of power; passing copies are quicker without.
     """
     try:
-        _copy(url, expected_bytes, sha256, partial(replacing, to, durable))
+        with replacing(to, durable) as file:
+            _fill(file, url, expected_bytes, sha256)
     except OSError as error:
         raise failure(f"copy to {to} from", url, error) from error
 
 
-def _copy(
-    url: str, expected_bytes: int | None, sha256: str | None, sink: Callable[[], AbstractContextManager[BinaryIO]]
-) -> None:
-    """Writes a whole file of one version into a `sink`, which is opened for each reading from the beginning."""
+def _fill(file: BinaryIO, url: str, expected_bytes: int | None, sha256: str | None) -> None:
+    """Writes one whole version of the file at `url` into `file`, anew if it is replaced or has another hash."""
     until = time.monotonic() + _FETCH_DEADLINE + (expected_bytes or 0) / _SLOWEST_BYTES_PER_SECOND
-    meant = "read" if expected_bytes is None else f"read the {expected_bytes} bytes of"
+    action = "read" if expected_bytes is None else f"read the {expected_bytes} bytes of"
+    problem = ""
     for left in reversed(range(_PASSES)):
-        known = retried(meant, url, partial(_version, url), until - time.monotonic())
+        known = version(url, action, until - time.monotonic())
         if expected_bytes is not None and known.length != expected_bytes:
             change = "cut short" if known.length < expected_bytes else "longer than it was"
             raise DataError(
                 f"{url} has {known.length} bytes, but {expected_bytes} are expected: it is {change} or was replaced. "
                 "Copy it again from a good source, or write the whole set again."
             )
-        if expected_bytes is None:
-            until += known.length / _SLOWEST_BYTES_PER_SECOND
-        digest = hashlib.sha256()
-        try:
-            with sink() as file:
-                file.seek(0)
-                file.truncate()
-                for start in range(0, known.length, RANGE_BYTES):
-                    end = min(start + RANGE_BYTES, known.length)
-                    block = read_range(url, start, end, known, until - time.monotonic())
-                    digest.update(block)
-                    file.write(block)
-                if not is_s3(url) and retried("read", url, partial(_version, url)) != known:
-                    raise _replaced(url)
-                if sha256 not in (None, digest.hexdigest()):
-                    raise WrongBytesError(
-                        f"{url} is damaged: its {known.length} bytes have SHA-256 {digest.hexdigest()}, but {sha256} "
-                        "is expected. Copy it again from a good source, or write the whole set again.",
-                        "other bytes than the SHA-256 states",
-                    )
+        allowed = 0.0 if expected_bytes is not None else known.length / _SLOWEST_BYTES_PER_SECOND
+        digest = _pass(file, url, known, until + allowed)
+        if digest is not None and sha256 in (None, digest):
             return
-        except WrongBytesError as error:
-            if not left:
-                raise
-            _note(error.reason)
+        reason, problem = "file replaced while it was read", _REPLACED.format(url=url)
+        if digest is not None:
+            reason, problem = (
+                "other bytes than the SHA-256 states",
+                f"{url} is damaged: its {known.length} bytes have SHA-256 {digest}, but {sha256} is expected. "
+                "Copy it again from a good source, or write the whole set again.",
+            )
+        if left:
+            _note(reason)
+    raise DataError(problem)
+
+
+def _pass(file: BinaryIO, url: str, known: Version, until: float) -> str | None:
+    """Writes the file at `url` into `file` from its beginning; its SHA-256, or None if it was replaced meanwhile."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    file.truncate()
+    try:
+        for start in range(0, known.length, RANGE_BYTES):
+            end = min(start + RANGE_BYTES, known.length)
+            block = read_range(url, start, end, known, until - time.monotonic())
+            digest.update(block)
+            file.write(block)
+        replaced = scheme(url) not in S3 and version(url) != known
+    except DataError as error:
+        if isinstance(error, StorageError) or version(url) == known:
+            raise
+        replaced = True
+    return None if replaced else digest.hexdigest()

@@ -25,10 +25,6 @@ def described(channels: int, shard: Shard) -> Manifest:
     )
 
 
-def places(shard: Shard) -> tuple[np.ndarray, np.ndarray]:
-    return np.array(shard.offsets, np.int64), np.array(shard.sizes, np.int64)
-
-
 @pytest.mark.parametrize(("channels", "encoding"), [(1, "raw"), (3, "raw"), (1, "png"), (3, "png"), (3, "webp")])
 def test_every_encoding_gives_the_pixels_back(tmp_path: Path, random_samples, channels: int, encoding: str) -> None:
     samples = random_samples(9, channels=channels)
@@ -40,9 +36,8 @@ def test_every_encoding_gives_the_pixels_back(tmp_path: Path, random_samples, ch
     assert np.array_equal(images, expected)
     assert labels.tolist() == [sample.label for sample in samples]
     some = np.array([7, 0, 7])
-    offsets, sizes = places(shard)
     raw = mapped(tmp_path / "x.tar")
-    again = decode_images(raw, offsets[some], sizes[some], described(channels, shard), "x.tar")
+    again = decode_images(raw, shard.spans[some], described(channels, shard), "x.tar")
     assert np.array_equal(again, expected[some])
 
 
@@ -60,10 +55,10 @@ def test_a_raw_image_of_another_size_is_named(tmp_path: Path, random_samples) ->
     packed, *where = pack(random_samples(3), "raw")
     payload = bytearray(packed)
     shard = shard_of("x.tar", packed, *where)
-    payload[shard.offsets[1] : shard.offsets[1] + 6] = b"P6\n4 9"
+    payload[shard.spans[1, 0] : shard.spans[1, 0] + 6] = b"P6\n4 9"
     (tmp_path / "x.tar").write_bytes(payload)
     with pytest.raises(DataError, match=r"sample s0001: the image is 9x4 with 3 channels, .* states 6x6 with 3"):
-        decode_images(mapped(tmp_path / "x.tar"), *places(shard), described(3, shard), "x.tar")
+        decode_images(mapped(tmp_path / "x.tar"), shard.spans, described(3, shard), "x.tar")
 
 
 def test_an_image_with_far_too_many_bytes_is_refused_before_it_is_read(tmp_path: Path, random_samples) -> None:
@@ -71,7 +66,8 @@ def test_an_image_with_far_too_many_bytes_is_refused_before_it_is_read(tmp_path:
     (tmp_path / "x.tar").write_bytes(payload + bytes(5 * 2**20))
     shard = shard_of("x.tar", payload, *where)
     with pytest.raises(DataError, match="has 5000000 bytes, too many for its size"):
-        decode_images(mapped(tmp_path / "x.tar"), places(shard)[0], np.array([5_000_000]), described(3, shard), "x.tar")
+        spans = np.array([[shard.spans[0, 0], 5_000_000]])
+        decode_images(mapped(tmp_path / "x.tar"), spans, described(3, shard), "x.tar")
 
 
 def test_the_header_is_that_of_a_plain_ppm() -> None:

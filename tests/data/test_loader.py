@@ -12,7 +12,7 @@ import torch
 from data.cache import ShardCache
 from data.errors import DataError
 from data.loader import Batch, Loader
-from data.order import flips, permutation, whole
+from data.order import Shuffle, flips, permutation
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ FIELDS = ("ids", "images", "labels", "positions")
 def loader(cached: Split, *, rank: int = 0, world_size: int = 1, flip: bool = True, batch_size: int = 8) -> Loader:
     return Loader(
         cache=cached.cache,
-        shuffle=whole(37),
+        shuffle=Shuffle(counts=(37,)),
         batch_size=batch_size,
         seed=5,
         rank=rank,

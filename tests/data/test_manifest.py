@@ -44,7 +44,7 @@ def shard_of(value: dict) -> dict:
         (lambda v: v.update(splits=[]), "splits: input should be an object"),
         (lambda v: v.update(splits={}), "no splits"),
         (lambda v: v["splits"].update({"Tr/ain": v["splits"].pop("train")}), "split name 'Tr/ain'"),
-        (lambda v: v["splits"]["train"].update(count=13), "hold 12 images, but the split's count is 13"),
+        (lambda v: v["splits"]["train"].update(count=13), "train: the shards hold 12 images, but count is 13"),
         (lambda v: v["splits"]["train"].update(count=-1), "count must be a whole number > 0"),
         (lambda v: v["splits"]["train"].update(count="12"), "splits.train.count: input should be a valid integer"),
         (lambda v: v["splits"]["train"]["shards"].append(shard_of(v)), "hold 22 images"),
@@ -111,7 +111,7 @@ def test_an_unknown_split_is_told_the_known(tmp_path: Path, random_samples, writ
 )
 def test_places_are_kept_exactly_and_shortly(offsets: list[int], sizes: list[int], form: str | None) -> None:
     shard = Shard.of("a.tar", 2**34, "0" * 64, offsets, sizes)
-    assert (shard.offsets.tolist(), shard.sizes.tolist()) == (offsets, sizes)
+    assert shard.spans.tolist() == [list(span) for span in zip(offsets, sizes, strict=True)]
     assert shard.places == form if form else "+" not in shard.places[:5]
     assert len(shard.places) <= max(20, 11 * len(offsets) + 4)
 
@@ -121,7 +121,7 @@ def test_a_manifest_of_version_1_is_read(tmp_path: Path, random_samples, write_s
     value = json.loads(manifest.to_json()) | {"version": 1}
     for shard, entry in zip(value["splits"]["train"]["shards"], manifest.splits["train"].shards, strict=True):
         del shard["places"]
-        shard |= {"offsets": entry.offsets.tolist(), "sizes": entry.sizes.tolist()}
+        shard |= dict(zip(("offsets", "sizes"), entry.spans.T.tolist(), strict=True))
     assert parse_manifest(json.dumps(value), "old") == manifest
     sizes = value["splits"]["train"]["shards"][0]["sizes"]
     for wrong in (-5, float(sizes[0]), str(sizes[0]), True, None):

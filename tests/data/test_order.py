@@ -17,7 +17,6 @@ from data.order import (
     permutation,
     rank_slice,
     shuffle_of,
-    whole,
     window_of_shard,
     windows_from,
 )
@@ -50,7 +49,7 @@ def test_epochs_and_seeds_differ() -> None:
 @given(seeds, st.integers(0, 3000), st.integers(1, 300), counts)
 @settings(max_examples=60)
 def test_batches_walk_the_endless_stream_of_epochs(seed: int, seen: int, batch: int, count: int) -> None:
-    epochs, ids = batch_ids(seed, seen, batch, count)
+    epochs, ids = batch_ids(seed, seen, batch, Shuffle(counts=(count,)))
     expected = [divmod(position, count) for position in range(seen, seen + batch)]
     assert epochs.tolist() == [epoch for epoch, _ in expected]
     assert ids.tolist() == [permutation(seed, epoch, count)[place] for epoch, place in expected]
@@ -60,7 +59,7 @@ def test_batches_walk_the_endless_stream_of_epochs(seed: int, seen: int, batch: 
 @settings(max_examples=60)
 def test_every_number_of_workers_shares_the_same_global_batch(seed: int, seen: int, share: int, count: int) -> None:
     size = 4 * share
-    _, whole = batch_ids(seed, seen, size, count + 1)
+    _, whole = batch_ids(seed, seen, size, Shuffle(counts=(count + 1,)))
     for workers in (1, 2, 4):
         parts = [whole[rank_slice(size, rank, workers)] for rank in range(workers)]
         assert {len(part) for part in parts} == {size // workers}
@@ -99,13 +98,13 @@ def test_a_rank_outside_the_world_is_refused(rank: int) -> None:
         (-1, 0, 1, 5, "seed -1 is out of range"),
         (2**63, 0, 1, 5, "seed 9223372036854775808 is out of range"),
         (0, -1, 1, 5, "images_seen is -1"),
-        (0, 0, 0, 5, "cannot draw a batch of 0 from 5"),
-        (0, 0, 1, 0, "cannot draw a batch of 1 from 0"),
+        (0, 0, 0, 5, "cannot draw a batch of 0 images"),
+        (0, 0, 1, 0, "each needs at least one"),
     ],
 )
 def test_numbers_out_of_range_are_refused(seed: int, seen: int, batch: int, count: int, said: str) -> None:
     with pytest.raises(DataError, match=said):
-        batch_ids(seed, seen, batch, count)
+        batch_ids(seed, seen, batch, Shuffle(counts=(count,)))
 
 
 layouts = st.lists(st.integers(1, 20), min_size=1, max_size=12).map(tuple)
@@ -119,7 +118,7 @@ def test_an_epoch_goes_through_its_windows_one_by_one(
     shuffle = Shuffle(counts=counts, window=window, first_window=first)
     size = window if epoch else first
     windows = window_of_shard(seed, epoch, shuffle)
-    assert sorted(set(windows.tolist())) == list(range(shuffle.windows(epoch))) == list(range(-(-len(counts) // size)))
+    assert sorted(set(windows.tolist())) == list(range(-(-len(counts) // size)))
     shards_of_windows = np.bincount(windows)
     assert shards_of_windows.max() <= size
     assert shards_of_windows.max() - shards_of_windows.min() <= 1
@@ -150,7 +149,10 @@ def test_the_shards_that_come_next_are_those_of_the_images_that_come_next(
 def test_one_window_is_the_permutation_of_all_images(seed: int, epoch: int, counts: tuple[int, ...]) -> None:
     shuffle = Shuffle(counts=counts, window=len(counts), first_window=len(counts))
     assert epoch_order(seed, epoch, shuffle).tolist() == permutation(seed, epoch, sum(counts)).tolist()
-    assert epoch_order(seed, epoch, whole(sum(counts))).tolist() == permutation(seed, epoch, sum(counts)).tolist()
+    assert (
+        epoch_order(seed, epoch, Shuffle(counts=(sum(counts),))).tolist()
+        == permutation(seed, epoch, sum(counts)).tolist()
+    )
 
 
 def test_the_windows_are_fixed_for_good() -> None:

@@ -62,7 +62,7 @@ def test_offsets_point_at_the_images(tmp_path: Path, random_samples, write_set) 
     samples = random_samples(7)
     (shard,) = write_set(str(tmp_path), samples).splits["train"].shards
     raw = (tmp_path / shard.path).read_bytes()
-    for sample, offset, size in zip(samples, shard.offsets, shard.sizes, strict=True):
+    for sample, (offset, size) in zip(samples, shard.spans, strict=True):
         image = np.asarray(Image.open(io.BytesIO(raw[offset : offset + size])))
         assert np.array_equal(image, sample.image)
 
