@@ -17,7 +17,7 @@ from torch.utils.flop_counter import flop_registry
 from bcm.networks import NetworkConfig, build_network
 from bcm.precond import BCM
 from bcm.schedule import ScheduleConfig
-from bcm.training import TrainConfig, TrainingBatch, TrainState, train_step
+from bcm.training import TrainConfig, TrainState, train_step
 from bcm.types import at_time
 
 aten = torch.ops.aten
@@ -91,7 +91,7 @@ def step_cost(network: NetworkConfig, train: TrainConfig, schedule: ScheduleConf
             weights=_bytes(chain(model.parameters(), model.buffers())),
             gradients=_bytes(model.parameters()),
             moments=_bytes(tree_leaves(state.optimizer.state_dict()["state"])),
-            averages=sum(_bytes(chain(model.parameters(), model.buffers())) for model in state.averages.values()),
+            averages=sum(_bytes(chain(p.parameters(), p.buffers())) for p in state.averages.values()),
             peak=peak,
         )
 
@@ -157,10 +157,19 @@ def _add_what_is_there_before(state: TrainState, gradients: bool) -> None:
             parameter.grad = torch.zeros_like(parameter)
 
 
-def _batch(network: NetworkConfig, size: int) -> TrainingBatch:
+@dataclass(frozen=True)
+class _Batch:
+    """A `TrainingBatch`."""
+
+    positions: Tensor
+    images: Tensor
+    labels: Tensor
+
+
+def _batch(network: NetworkConfig, size: int) -> _Batch:
     index = torch.zeros(size, dtype=torch.int64)
     shape = (size, network.image_channels, network.resolution, network.resolution)
-    return TrainingBatch(index, torch.zeros(shape, dtype=torch.uint8), index.clone())
+    return _Batch(index, torch.zeros(shape, dtype=torch.uint8), index.clone())
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -85,16 +85,23 @@ class TrainConfig:
             raise BCMError(f"train: clip_norm={self.clip_norm} must be positive and finite, or 0 for no clipping.")
 
 
-@dataclass(frozen=True)
-class TrainingBatch:
+class TrainingBatch(Protocol):
     """One worker's share of a global batch."""
 
-    positions: Tensor
-    """(B,) int64: the place of each image in the endless stream of epochs; the key of its noise."""
-    images: Tensor
-    """(B, C, H, W) uint8."""
-    labels: Tensor
-    """(B,) int64."""
+    @property
+    def positions(self) -> Tensor:
+        """(B,) int64: the place of each image in the endless stream of epochs; the key of its noise."""
+        ...
+
+    @property
+    def images(self) -> Tensor:
+        """(B, C, H, W) uint8."""
+        ...
+
+    @property
+    def labels(self) -> Tensor:
+        """(B,) int64."""
+        ...
 
 
 @dataclass(frozen=True)

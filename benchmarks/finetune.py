@@ -46,9 +46,7 @@ def trained(config: Config, model: BCM | None = None) -> Toolkit:
     state = TrainState(model or BCM(build_network(config.network)), config.train)
     for _ in fit(state, batches(uint8_images("train")[0], config.train), config.train, config.schedule):
         pass
-    average = state.ema.model
-    assert isinstance(average, BCM)
-    return Toolkit(model=average, network=config.network, k=state.k, schedules=PUBLISHED[config.time_steps])
+    return Toolkit(model=state.ema, network=config.network, k=state.k, schedules=PUBLISHED[config.time_steps])
 
 
 def scores(toolkit: Toolkit, real: Real) -> str:

@@ -88,9 +88,7 @@ def trained(config: Config) -> Toolkit:
     state = TrainState(BCM(build_network(config.network)), config.train)
     for _ in fit(state, batches(uint8_images("train")[0], config.train), config.train, config.schedule):
         pass
-    model = state.ema.model
-    assert isinstance(model, BCM)
-    return Toolkit(model=model, network=config.network, k=state.k, schedules=PAPER_CIFAR10)
+    return Toolkit(model=state.ema, network=config.network, k=state.k, schedules=PAPER_CIFAR10)
 
 
 def noise_scores(noise: Images) -> dict[str, float]:

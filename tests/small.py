@@ -41,7 +41,7 @@ def start(network: NCSNppConfig = NETWORK, config: TrainConfig = CONFIG) -> Trai
 def weights(state: TrainState) -> list[torch.Tensor]:
     entries = [state.optimizer.state[p] for p in state.model.parameters() if p in state.optimizer.state]
     moments = [entry[name] for entry in entries for name in sorted(entry)]
-    averages = [p for average in state.averages for p in average.model.parameters()]
+    averages = [p for average in state.averages.values() for p in average.parameters()]
     return [*state.model.parameters(), *averages, *moments]
 
 

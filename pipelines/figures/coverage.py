@@ -9,7 +9,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bcm.pairs import PAIR_LAWS, joint
+from bcm.pairs import joint
 from bcm.schedule import ScheduleConfig, p_n, time_grid
 
 PIXELS = 240
@@ -36,7 +36,7 @@ class Coverage:
 def coverage(schedule: ScheduleConfig, law: str, N: int) -> Coverage:
     """The law named `law` on the grid of `N` points with the p(n) of `schedule`."""
     grid = time_grid(N, schedule)
-    chances = joint(PAIR_LAWS[law], p_n(grid, schedule), grid)
+    chances = joint(law, p_n(grid, schedule), grid)
     padding = chances.new_zeros(N - 1, N - chances.shape[1])
     return Coverage(law, grid, torch.cat([chances, padding], dim=1))
 

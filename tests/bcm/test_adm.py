@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bcm.networks import ADM, ADMConfig
-from bcm.networks.adm import Attention, GroupNorm, ResidualBlock
-from bcm.networks.embeddings import Positional
+from bcm.networks.adm import Attention, GroupNorm, residual_block
+from bcm.networks.embeddings import positional
 from bcm.rng import Dropout
 from bcm.types import BCMError
 
@@ -165,10 +165,10 @@ def test_bfloat16_autocast_is_near_float32() -> None:
 
 
 def test_the_block_adds_the_time_and_its_input() -> None:
-    block = ResidualBlock(tiny(), 32, 32, size=8)
+    block = residual_block(tiny(), 8, 32, 32)
     x, embedding = torch.randn(2, 32, 8, 8), torch.randn(2, 128)
     assert torch.equal(block(x, embedding), x)
-    nn.init.dirac_(block.conv1.weight)
+    nn.init.dirac_(block.conv1.get_parameter("weight"))
     h = block.conv0(torch.nn.functional.silu(block.norm0(x))) + block.time(embedding)[:, :, None, None]
     torch.testing.assert_close(block(x, embedding), x + torch.nn.functional.silu(block.norm1(h)))
 
@@ -177,7 +177,7 @@ def test_features_are_cosines_and_sines_of_the_logarithm_of_the_time() -> None:
     t = torch.tensor([0.002, 1.3, 79.9], dtype=torch.float64)
     frequencies = [10_000 ** (-k / 4) for k in range(4)]
     angles = torch.tensor([[1000 * 0.25 * math.log(time) * w for w in frequencies] for time in t.tolist()])
-    torch.testing.assert_close(Positional(8)(t), torch.cat((angles.cos(), angles.sin()), 1), rtol=0, atol=3e-4)
+    torch.testing.assert_close(positional(t, 8), torch.cat((angles.cos(), angles.sin()), 1), rtol=0, atol=3e-4)
 
 
 def test_times_and_labels_matter_and_labels_are_checked() -> None:

@@ -17,6 +17,7 @@ from bcm.checkpoint import (
     save_checkpoint,
     verify_files,
 )
+from bcm.ema import follow
 from bcm.networks import NCSNppConfig, build_network
 from bcm.precond import BCM
 from bcm.training import TrainState, fit, train_step
@@ -53,7 +54,7 @@ def test_channels_last_weights_moments_and_averages_are_saved_and_come_back_in_t
     for parameter in state.model.parameters():
         parameter.grad = torch.randn_like(parameter)
     state.optimizer.step()  # pyright: ignore[reportUnknownMemberType]
-    state.ema.update(state.model)
+    follow(state.ema, state.model, 0.9)
     save_checkpoint(tmp_path, state, NETWORK)
     load_checkpoint(tmp_path, other, NETWORK)
     for p, q in zip(weights(state), weights(other), strict=True):
@@ -66,15 +67,15 @@ def test_several_averages_are_kept_saved_and_continued(tmp_path: Path):
     config = replace(CONFIG, ema_rates=(0.9, 0.5))
     state, _ = trained(config)
     alone, _ = trained(replace(CONFIG, ema_rates=(0.5,)))
-    for p, q in zip(state.averages[1].model.parameters(), alone.ema.model.parameters(), strict=True):
+    for p, q in zip(state.averages[0.5].parameters(), alone.ema.parameters(), strict=True):
         assert torch.equal(p, q)
     save_checkpoint(tmp_path, state, NETWORK)
     other = start(config=config)
     assert load_checkpoint(tmp_path, other, NETWORK).ema_rates == (0.9, 0.5)
     assert all(torch.equal(p, q) for p, q in zip(weights(state), weights(other), strict=True))
-    for rate, average in ((None, state.averages[0]), (0.9, state.averages[0]), (0.5, state.averages[1])):
+    for rate, average in ((None, state.ema), *state.averages.items()):
         model, _ = load_model(tmp_path, ema_rate=rate)
-        assert all(torch.equal(p, q) for p, q in zip(model.parameters(), average.model.parameters(), strict=True))
+        assert all(torch.equal(p, q) for p, q in zip(model.parameters(), average.parameters(), strict=True))
     with pytest.raises(BCMError, match=r"averages of rates \(0.9, 0.5\), none of 0.7"):
         load_model(tmp_path, ema_rate=0.7)
     with pytest.raises(BCMError, match=r"averages of rates \(0.9, 0.5\), not \(0.9,\)"):
@@ -107,7 +108,7 @@ def test_model_for_inference_has_the_averaged_weights(tmp_path: Path):
     save_checkpoint(tmp_path, state, NETWORK)
     model, info = load_model(tmp_path)
     assert info.k == 1 and not model.training
-    for p, q in zip(model.parameters(), state.ema.model.parameters(), strict=True):
+    for p, q in zip(model.parameters(), state.ema.parameters(), strict=True):
         assert torch.equal(p, q) and not p.requires_grad
 
 

@@ -69,16 +69,17 @@ def test_a_row_depends_on_its_seed_and_not_on_its_batch():
 
 
 def test_nfe_0_takes_the_schedule_with_the_most_calls():
-    assert inference.choose(PAPER_CIFAR10, "sample").nfe == 4
-    assert inference.choose({"invert-2": PAPER_CIFAR10["invert-2"]}, "invert") == PAPER_CIFAR10["invert-2"]
+    only = replace(TOOLKIT, schedules={"invert-2": PAPER_CIFAR10["invert-2"]})
+    assert inference.steps_for(TOOLKIT, "sample").nfe == 4
+    assert inference.steps_for(only, "invert") == PAPER_CIFAR10["invert-2"]
 
 
 @pytest.mark.parametrize("nfe", [3, -1])
 def test_a_missing_schedule_is_an_error_that_names_the_others(nfe: int):
     with pytest.raises(BCMError, match=rf"no time steps 'invert-{nfe}'; it has invert-1, invert-2, invert-4\."):
-        inference.choose(PAPER_CIFAR10, "invert", nfe)
+        inference.steps_for(TOOLKIT, "invert", nfe)
     with pytest.raises(BCMError, match=r"no time steps 'sample-0'; it has none\."):
-        inference.choose({}, "sample")
+        inference.steps_for(replace(TOOLKIT, schedules={}), "sample")
 
 
 def test_a_schedule_under_a_wrong_name_is_refused():

@@ -22,7 +22,7 @@ def drawn(count: int, N: int, pairs: str) -> TrainingTimes:
 def law_of_pairs(N: int, pairs: str) -> tuple[Tensor, Tensor]:
     """The probabilities of all pairs, and the grid."""
     grid = time_grid(N, PAPER)
-    return joint(PAIR_LAWS[pairs], p_n(grid, PAPER), grid), grid
+    return joint(pairs, p_n(grid, PAPER), grid), grid
 
 
 def long_jumps(t: Tensor, u: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def test_pairs_have_probabilities_that_sum_to_one_without_the_diagonal(N: int, p
 def test_a_pair_of_the_paper_by_hand():
     p, grid = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), torch.arange(4, dtype=torch.float64)
     by_hand = [[0, 0.3, 0.2], [0.3 * 0.5 / 0.7, 0, 0.3 * 0.2 / 0.7], [0.2 * 0.5 / 0.8, 0.2 * 0.3 / 0.8, 0]]
-    assert torch.allclose(joint(PAIR_LAWS["paper"], p, grid), torch.tensor(by_hand, dtype=torch.float64))
+    assert torch.allclose(joint("paper", p, grid), torch.tensor(by_hand, dtype=torch.float64))
 
 
 @every_law
@@ -110,14 +110,14 @@ def test_far_weights_pull_as_hard_as_the_log_distance_of_a_jump():
     _, _, c_out = scalings(t, u)
     slope = 0.5 / torch.hypot(u, torch.tensor(0.5))
     distance = (torch.hypot(t, torch.tensor(0.5)) / torch.hypot(u, torch.tensor(0.5))).log().abs()
-    pull = PAIR_LAWS["far"].weight(t, u) * c_out.abs() * slope
+    pull = PAIR_LAWS["far"](t, u) * c_out.abs() * slope
     assert torch.allclose(pull, 0.2 * distance, rtol=1e-9, atol=0)
 
 
 def test_wide_weights_by_hand():
     t = torch.tensor([0.01, 1.0, 1.0], dtype=torch.float64)
     u = torch.tensor([80.0, 0.5, 80.0], dtype=torch.float64)
-    assert torch.allclose(PAIR_LAWS["wide"].weight(t, u), torch.tensor([2.0, 0.2, 0.1], dtype=torch.float64))
+    assert torch.allclose(PAIR_LAWS["wide"](t, u), torch.tensor([2.0, 0.2, 0.1], dtype=torch.float64))
 
 
 @every_law
@@ -125,7 +125,7 @@ def test_wide_weights_by_hand():
 def test_weights_are_finite_and_positive_for_every_pair(N: int, pairs: str):
     chances, grid = law_of_pairs(N, pairs)
     n, n_prime = chances.nonzero(as_tuple=True)
-    weights = PAIR_LAWS[pairs].weight(grid[n], grid[n_prime])
+    weights = PAIR_LAWS[pairs](grid[n], grid[n_prime])
     assert weights.dtype == torch.float64 and weights.isfinite().all() and (weights > 0).all()
 
 

@@ -262,7 +262,13 @@ def test_a_smoke_form_trains_checkpoints_resumes_and_samples(
         assert torch.equal(a, b)
 
     model, info = load_model(tmp_path)
-    toolkit = Toolkit.of(model, info, PUBLISHED[config.time_steps])
+    toolkit = Toolkit(
+        model=model,
+        network=info.network,
+        k=info.k,
+        schedules=PUBLISHED[config.time_steps],
+        objective=info.objective,
+    )
     labels = [0] if config.network.classes else None
     if config.train.objective == "edm":
         with pytest.raises(BCMError, match="denoiser"):

@@ -52,18 +52,18 @@ def test_an_average_can_be_chosen_where_several_were_kept(command: Command, worl
     config = recipe("digits", smoke=True)
     state = TrainState(BCM(build_network(config.network)), replace(config.train, ema_rates=(0.9, 0.5)))
     state.k = STEP
-    for parameter in state.averages[1].model.parameters():
+    for parameter in state.averages[0.5].parameters():
         parameter.data += 1
     save_checkpoint(world.checkpoint, state, config.network)
     (world.run / FILE).write_text(json.dumps(scores(world) | {"ema_rate": 0.5}))
     assert "version 1" in command("register", str(world.run), "--ema-rate", "0.5").out
     for source, rate, average in (
-        (str(world.run), None, state.averages[0]),
-        (str(world.run), 0.5, state.averages[1]),
-        ("models:/bcm-digits-smoke@champion", None, state.averages[1]),
+        (str(world.run), None, state.averages[0.9]),
+        (str(world.run), 0.5, state.averages[0.5]),
+        ("models:/bcm-digits-smoke@champion", None, state.averages[0.5]),
     ):
         found = model_at(source).open(ema_rate=rate).model
-        assert all(torch.equal(p, q) for p, q in zip(found.parameters(), average.model.parameters(), strict=True))
+        assert all(torch.equal(p, q) for p, q in zip(found.parameters(), average.parameters(), strict=True))
     for line in (("sample",), ("evaluate", "--dry-run")):
         assert "none of 0.7" in command(*line, str(world.run), "--ema-rate", "0.7").error
         said = command(*line, "models:/bcm-digits-smoke@champion", "--data", str(world.data), "--ema-rate", "0.5").error

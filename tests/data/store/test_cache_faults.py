@@ -3,16 +3,20 @@
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from faults import Put
+from faults import Faults, Put, Spoilt
 from made import cached_split
 
 from data import store
-from data.errors import DataError
+from data.cache import ShardCache
+from data.errors import DataError, StorageError
+from data.loader import Loader
+from data.order import shuffle_of
 from data.prepare.pack import Sample
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -56,6 +60,7 @@ def test_a_bad_shard_is_one_error_and_the_next_run_goes_on(
 
 FILL = """
 import sys
+import time
 from pathlib import Path
 from data.cache import ShardCache
 from data.errors import DataError
@@ -129,6 +134,7 @@ def test_a_storage_that_never_mends_is_told_by_its_deadline(
 
 UNFORKED = """
 import sys
+import time
 forks = []
 sys.addaudithook(lambda event, _: forks.append(event) if event in ("os.fork", "os.forkpty") else None)
 from itertools import islice

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from itertools import count, cycle
 from pathlib import Path
 
+import numpy as np
 import pytest
 from faults import Faults, Put, Spoilt
 
