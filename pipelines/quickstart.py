@@ -1,8 +1,6 @@
 """`python -m pipelines.quickstart`: from real images to a registered model that generates and inverts, on a laptop."""
 
-import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +11,7 @@ from cluster import session
 from data import store
 from data.prepare import prepare
 from data.prepare.audit import describe
-from pipelines.cli import parse, run_command
+from pipelines.cli import command_line, parse, run_command, words
 from pipelines.config import Config
 from pipelines.errors import ConfigError
 from pipelines.evaluate import EvaluateOptions, evaluate
@@ -78,9 +76,9 @@ def quickstart(options: QuickstartOptions, config: Config) -> None:
     model = f"models:/{registered.name}{'@champion' if registered.is_champion else f'/{registered.version}'}"
     picture = Path(root if store.is_local(root) else "runs") / "quickstart.png"
     with stage(f"6/7 load back: {model} in a fresh process"):
-        arguments = [model, "--task", "all", "--count", "12", "--data", data, "--out", str(picture)]
-        if code := subprocess.run([sys.executable, "-m", "pipelines.sample", *arguments], check=False).returncode:
-            raise ConfigError(f"`{command_line('pipelines.sample', *arguments)}` failed with exit code {code}.")
+        line = ("pipelines.sample", model, "--task", "all", "--count", "12", "--data", data, "--out", str(picture))
+        if code := subprocess.run(words(*line), check=False).returncode:
+            raise ConfigError(f"`{command_line(*line)}` failed with exit code {code}.")
     with stage("7/7 result"):
         print(score_table(scores))
         print(f"\nrun       {run.url}")
@@ -90,22 +88,17 @@ def quickstart(options: QuickstartOptions, config: Config) -> None:
 
 
 def what_next(model: str, data: str) -> str:
-    """Commands that go on from here, each as it can be typed."""
-    sample = ("pipelines.sample", model, "--nfe", "4")
-    lines = (
-        ("mlflow", "ui", "--backend-store-uri", tracking.redacted(tracking.resolve_uri("runs"))),
-        (*sample, "--count", "16", "--out", "samples.png"),
-        (*sample, "--task", "invert", "--data", data, "--out", "inverted.png"),
+    """Commands that go on from here, each as it can be typed, and where MLflow's pages are."""
+    uri = tracking.resolve_uri("runs")
+    lines = [
+        ("pipelines.sample", model, "--nfe", "4", "--count", "25"),
+        ("pipelines.sample", model, "--task", "invert", "--data", data),
         ("pipelines.train", "digits", "--help"),
-    )
-    return "\n".join(["See more:", *(f"  {command_line(*line)}" for line in lines)])
-
-
-def command_line(module: str, *arguments: str) -> str:
-    """Runs a module with the Python that runs here, as it can be typed in this folder with nothing activated."""
-    python, here = Path(sys.executable), Path.cwd()
-    python = python.relative_to(here) if python.is_relative_to(here) else python
-    return shlex.join([str(python), "-m", module, *arguments])
+    ]
+    if tracking.is_local(uri):
+        lines.insert(0, ("mlflow", "ui", "--backend-store-uri", uri))
+    pages = [] if tracking.is_local(uri) else [f"MLflow's pages: {tracking.redacted(uri)}"]
+    return "\n".join([*pages, "See more:", *(f"  {command_line(*line)}" for line in lines)])
 
 
 def main(argv: Sequence[str]) -> None:
