@@ -50,7 +50,7 @@ class InspectOptions:
 
     url: Url
     """URL of the folder with the manifest."""
-    out: str = "contact-sheet.png"
+    out: str = "runs/contact-sheet.png"
     """Picture to write: 100 images of each split."""
 
 
