@@ -5,7 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,7 +135,11 @@ def shown(board: Board, batch_size: int) -> Iterator[None]:
                 last = progress
                 print(("\r\x1b[K" if live else "") + progress.line(batch_size), end="" if live else "\n", flush=True)
 
-    thread = threading.Thread(target=draw, daemon=True)
+    def until_unread() -> None:
+        with suppress(BrokenPipeError):  # nobody reads on; whoever prints next in the main thread ends the program
+            draw()
+
+    thread = threading.Thread(target=until_unread, daemon=True)
     thread.start()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Installed beside a project that has packages of the same names, the script runs ours and the project imports its own."""
+"""Beside a project that has packages of the same names, the script runs ours and the project imports its own."""
 
 import os
 import shutil
@@ -63,7 +63,6 @@ def project(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(project: Path, *line: str, python_path: str = "") -> subprocess.CompletedProcess[str]:
-    # Without the packages of this checkout: -S would hide the libraries too, so an empty finder stands in their place.
     path = f"{project / 'env' / 'site'}{os.pathsep}{python_path}"
     env = {"PATH": "/usr/bin:/bin", "HOME": str(project), "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return subprocess.run([sys.executable, *line], cwd=project, env=env, capture_output=True, text=True)
