@@ -41,7 +41,11 @@ class Toolkit:
     """What the weights were trained for, a name in `bcm.objectives.OBJECTIVES`; "" where that is not known."""
 
     def __post_init__(self) -> None:
-        """Check that each schedule does what its name says, and that the model can follow it."""
+        """Check that the model gives equal images for equal calls, and can follow each schedule."""
+        if any(module.training for module in self.model.modules()):
+            raise BCMError(
+                "the model is in training mode, where dropout makes two equal calls differ; give model.eval()."
+            )
         check_schedules(self.schedules, self.network)
 
     @property

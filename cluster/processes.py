@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import select
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -21,6 +24,24 @@ def handle(handler: Any, *signals: signal.Signals) -> None:
     if threading.current_thread() is threading.main_thread():
         for number in signals:
             signal.signal(number, handler)
+
+
+@contextmanager
+def quiet_pipe() -> Iterator[None]:
+    """Exit with code 141, as other programs do, where what this block prints is read no further (`| head`)."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        poll = select.poll()
+        poll.register(sys.stdout, 0)
+        if not poll.poll(0):  # it is another pipe that broke
+            raise
+        # Python flushes once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
 
 
 @contextmanager

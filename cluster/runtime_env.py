@@ -74,13 +74,19 @@ def looks_secret(name: str, value: str) -> bool:
 
 
 def git_sha(root: str | Path) -> str:
-    """Commit of the working tree at `root`, with "+dirty" if it was changed since; "unknown" outside git."""
-    command = ["git", "-C", str(root), "status", "--porcelain=v2", "--branch"]
+    """Commit of the working tree around `root`, with "+dirty" if its code was changed since; "unknown" outside git.
+
+    Code is what git tracks, and new Python files that it does not ignore; pictures and data left about are not. Where
+    git tracks nothing in `root`, as in a virtual environment in a user's repository, the code is none of that tree's.
+    """
+    command = ["git", "-C", str(root), "status", "--porcelain=v2", "--branch", "--untracked-files=all"]
     try:
         status = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.splitlines()
+        tracked = subprocess.run(["git", "-C", str(root), "ls-files"], capture_output=True, timeout=60).stdout
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     commit = next((line.split()[-1] for line in status if line.startswith("# branch.oid ")), "(initial)")
-    if commit == "(initial)":
+    if commit == "(initial)" or not tracked:
         return "unknown"
-    return commit + ("+dirty" if any(not line.startswith("#") for line in status) else "")
+    changed = any(line[0] not in "#?" or (line[0] == "?" and line.rstrip('"').endswith(".py")) for line in status)
+    return commit + ("+dirty" if changed else "")

@@ -12,8 +12,9 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from functools import partial
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from cluster import processes, ray_internals
@@ -22,8 +23,12 @@ from cluster.errors import ClusterError
 OBJECT_STORE_BYTES = 200 * 2**20
 """Shared memory of one local node."""
 
+_HOME = Path(__file__).resolve().parents[1]
+"""The folder that holds our packages. Ray puts the directory in which it is started first on its workers' path, and a
+package of a user's there may have the name of ours."""
+
 DRIVER_ENV = {
-    # Workers stay in the job's directory, so that relative paths and `import pipelines` work.
+    # Workers stay in the job's directory, so that `import pipelines` works.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # The controller looks at the workers this often; a `ray.train.report` waits for the look. Ray's own is 2 s.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -113,7 +118,8 @@ def _given_ray(worker_logs: bool) -> Iterator[None]:
     if address not in ("", "auto", "local"):
         require_listener(address, "Ray cluster", "start it, or unset RAY_ADDRESS to work on this machine alone")
     try:
-        ray.init(logging_level=logging.WARNING, log_to_driver=worker_logs)
+        with chdir(_HOME):
+            ray.init(logging_level=logging.WARNING, log_to_driver=worker_logs)
     except (ConnectionError, RuntimeError, TimeoutError) as error:
         raise ClusterError(f"no Ray cluster answers at {address or 'the address of this job'}: {error}") from error
     try:
@@ -129,7 +135,7 @@ def _private_ray(cpus: int | None, worker_logs: bool) -> Iterator[None]:
     ray_internals.ask_for_token()
     with processes.own(partial(ray.shutdown, wait_for_processes=True)) as (folder, roots):
         try:
-            with environment({"RAY_TMPDIR": str(folder)}), processes.noted(roots):
+            with environment({"RAY_TMPDIR": str(folder)}), processes.noted(roots), chdir(_HOME):
                 ray.init(
                     address="local",
                     num_cpus=cpus or os.cpu_count(),

@@ -1,6 +1,9 @@
 """The command line of every command: options, help, exit codes. The only user of tyro."""
 
+import os
+import re
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -13,8 +16,9 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import tyro
 from tqdm import tqdm
 
-from cluster import session
+from cluster import processes, session
 from data import store
+from data.cache import CACHE_VARIABLE
 from pipelines.config import Config
 from pipelines.errors import USER_ERRORS, ConfigError
 
@@ -22,8 +26,13 @@ T = TypeVar("T")
 
 _LINE_SECONDS = 10.0
 
-Positional = Annotated[str, tyro.conf.Positional]
-"""An argument that is given without a name."""
+Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+"""An argument that is given without an option's name: what to call a thing."""
+File = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+Url = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="URL")]
+Recipe = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
+Run = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 
 AT_TOP_LEVEL = tyro.conf.arg(name="")
 """Annotates options whose parts stand at the top level of a command line: --train.seed, not --config.train.seed."""
@@ -39,15 +48,42 @@ def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
-    try:
-        main(sys.argv[1:])
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped.", file=sys.stderr)
-        sys.exit(130)
+    if CACHE_VARIABLE in os.environ:  # Ray's workers are in another directory
+        os.environ[CACHE_VARIABLE] = str(Path(os.environ[CACHE_VARIABLE]).expanduser().absolute())
+    with processes.quiet_pipe():
+        try:
+            main(sys.argv[1:])
+        except USER_ERRORS as error:
+            print(f"error: {typable(str(error))}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("stopped.", file=sys.stderr)
+            sys.exit(130)
     sys.exit(0)
+
+
+def words(module: str, *arguments: str) -> list[str]:
+    """Runs a module as this program runs: by the script `bcm`, if it is a command and this one too, else by Python."""
+    python = "python" if session.in_job() else sys.executable  # a job's files are gone when its output is read
+    name = module.removeprefix("pipelines.")
+    by_script = Path(sys.argv[0]).name == "bcm" and name != module
+    return [*((sys.argv[0], name) if by_script else (python, "-m", module)), *arguments]
+
+
+def command_line(module: str, *arguments: str) -> str:
+    """`words` as they can be typed in this folder, with nothing activated."""
+    first, *rest = words(module, *arguments)
+    program, here = Path(first), Path.cwd()
+    if shutil.which(program.name) == first:
+        first = program.name
+    elif program.is_relative_to(here):
+        first = f"./{program.relative_to(here)}" if program.parent == here else str(program.relative_to(here))
+    return shlex.join([first, *rest])
+
+
+def typable(text: str) -> str:
+    """`text` with each of our commands in it, `python -m pipelines.NAME`, as it can be typed."""
+    return re.sub(r"python -m (pipelines\.\w+)", lambda found: command_line(found[1]), text)
 
 
 _MARKERS = (tyro.conf.AvoidSubcommands,)
@@ -66,7 +102,7 @@ def durable(url: str, option: str) -> str:
 
 def parse(kind: type[T], argv: Sequence[str], module: str, default: T | None = None) -> T:
     """Parse a command's options; `--help` and mistakes are answered here, with exit code 0 and 2."""
-    prog = f"python -m pipelines.{module}"
+    prog = command_line(*f"pipelines.{module}".split())
     if default is None:
         return tyro.cli(kind, args=list(argv), prog=prog, config=_MARKERS)
     return tyro.cli(kind, args=list(argv), prog=prog, default=default, config=_MARKERS)
@@ -75,14 +111,7 @@ def parse(kind: type[T], argv: Sequence[str], module: str, default: T | None = N
 def parse_one_of(kinds: Mapping[str, type[T]], argv: Sequence[str], module: str) -> T:
     """Parse the options of the sub-command that is named first; without any, help is printed."""
     args = list(argv) or ["--help"]
-    return tyro.extras.subcommand_cli_from_dict(dict(kinds), prog=f"python -m pipelines.{module}", args=args)
-
-
-def command_line(module: str, *arguments: str) -> str:
-    """Runs a module with the Python that runs here, as it can be typed in this folder with nothing activated."""
-    python, here = Path(sys.executable), Path.cwd()
-    python = python.relative_to(here) if python.is_relative_to(here) else python
-    return shlex.join([str(python), "-m", module, *arguments])
+    return tyro.extras.subcommand_cli_from_dict(dict(kinds), prog=command_line(f"pipelines.{module}"), args=args)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bcm.inference import check_task
-from pipelines.cli import Positional, parse, run_command
+from pipelines.cli import Model, parse, run_command
 from pipelines.errors import ConfigError
 from pipelines.evaluation.reference import manifest_for
 from pipelines.evaluation.scores import Score, Scores, table, write_scores
@@ -20,7 +20,7 @@ class EvaluateOptions:
     The distance is one of pixels, not FID; images larger than CIFAR-10's are averaged down to that size for it.
     """
 
-    model: Positional
+    model: Model
     """models:/NAME@ALIAS, or the URL of a run, a checkpoint or an imported model."""
     data: str | None = None
     """URL of the shards; by default those the run was trained on."""

@@ -7,7 +7,7 @@ from typing import Literal
 from bcm.convert import SOURCES
 from bcm.inference import check_task
 from data import store
-from pipelines.cli import Positional, durable, parse, run_command
+from pipelines.cli import File, durable, parse, run_command
 from pipelines.errors import ConfigError, nearest
 from pipelines.models.foreign import convert_file, describe, stored
 from pipelines.recipes import recipe
@@ -22,7 +22,7 @@ class ImportOptions:
     difference of at most a quarter of a grey level in its images; nothing else is changed.
     """
 
-    file: Positional
+    file: File
     """Path or URL of a state dict: .pt or .pth (nothing but tensors), .safetensors or .npz."""
     source: str
     """Where the weights come from: official-imagenet64 or edm-ncsnpp."""

@@ -15,7 +15,7 @@ from data.catalog import DATASETS
 from data.errors import DataError
 from data.manifest import Manifest, load_manifest
 from data.prepare import Choices, audit, prepare
-from pipelines.cli import AT_TOP_LEVEL, Bar, Positional, durable, parse, run_command
+from pipelines.cli import AT_TOP_LEVEL, Bar, Name, Url, durable, parse, run_command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class PrepareOptions:
     `prepare verify URL` checks every byte of a set, `prepare inspect URL` shows what is in it.
     """
 
-    name: Positional
+    name: Name
     """digits, cifar10, imagenet64, ffhq64, lsun-bedroom256, or a name of your own for images of your own."""
     to: str | None = None
     """URL of the folder to write; by default runs/data/NAME."""
@@ -40,7 +40,7 @@ class PrepareOptions:
 class VerifyOptions:
     """Compare every byte of a set with its manifest; exit code 2 and a list if anything differs."""
 
-    url: Positional
+    url: Url
     """URL of the folder with the manifest."""
 
 
@@ -48,9 +48,9 @@ class VerifyOptions:
 class InspectOptions:
     """Print counts, sizes and a histogram of the labels of a set, and draw a contact sheet of its images."""
 
-    url: Positional
+    url: Url
     """URL of the folder with the manifest."""
-    out: str = "contact-sheet.png"
+    out: str = "runs/contact-sheet.png"
     """Picture to write: 100 images of each split."""
 
 

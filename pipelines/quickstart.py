@@ -1,7 +1,6 @@
 """`python -m pipelines.quickstart`: from real images to a registered model that generates and inverts, on a laptop."""
 
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,14 +10,14 @@ from cluster import session
 from data import store
 from data.prepare import prepare
 from data.prepare.audit import describe
-from pipelines.cli import command_line, parse, run_command, stage
+from pipelines.cli import command_line, parse, run_command, stage, words
 from pipelines.config import Config
 from pipelines.errors import ConfigError
 from pipelines.evaluate import EvaluateOptions, evaluate
 from pipelines.evaluation.scores import table as score_table
 from pipelines.recipes import recipe
 from pipelines.register import RegisterOptions, register
-from pipelines.tracking.client import redacted, resolve_uri
+from pipelines.tracking.client import is_local, redacted, resolve_uri
 from pipelines.train import TrainOptions, check
 from pipelines.training.launch import launch
 from pipelines.tune import TuneOptions, tune
@@ -67,9 +66,9 @@ def quickstart(options: QuickstartOptions, config: Config) -> None:
     model = f"models:/{registered.name}{'@champion' if registered.is_champion else f'/{registered.version}'}"
     picture = Path(root if store.is_local(root) else "runs") / "quickstart.png"
     with stage(f"6/7 load back: {model} in a fresh process"):
-        arguments = [model, "--task", "all", "--count", "12", "--data", data, "--out", str(picture)]
-        if code := subprocess.run([sys.executable, "-m", "pipelines.sample", *arguments], check=False).returncode:
-            raise ConfigError(f"`{command_line('pipelines.sample', *arguments)}` failed with exit code {code}.")
+        line = ("pipelines.sample", model, "--task", "all", "--count", "12", "--data", data, "--out", str(picture))
+        if code := subprocess.run(words(*line), check=False).returncode:
+            raise ConfigError(f"`{command_line(*line)}` failed with exit code {code}.")
     with stage("7/7 result"):
         print(score_table(scores))
         print(f"\nrun       {run.url}")
@@ -78,17 +77,18 @@ def quickstart(options: QuickstartOptions, config: Config) -> None:
     print(f"\nquickstart passed in {time.perf_counter() - began:.0f} s")
 
 
-def what_next(model: str, data: str) -> None:
-    """Print commands that go on from here, each as it can be typed."""
-    sample = ("pipelines.sample", model, "--nfe", "4")
-    print("\nSee more:")
-    for line in (
-        ("mlflow", "ui", "--backend-store-uri", redacted(resolve_uri("runs"))),
-        (*sample, "--count", "16", "--out", "samples.png"),
-        (*sample, "--task", "invert", "--data", data, "--out", "inverted.png"),
+def what_next(model: str, data: str) -> str:
+    """Commands that go on from here, each as it can be typed, and where MLflow's pages are."""
+    uri = resolve_uri("runs")
+    lines = [
+        ("pipelines.sample", model, "--nfe", "4", "--count", "25"),
+        ("pipelines.sample", model, "--task", "invert", "--data", data),
         ("pipelines.train", "digits", "--help"),
-    ):
-        print(f"  {command_line(*line)}")
+    ]
+    if is_local(uri):
+        lines.insert(0, ("mlflow", "ui", "--backend-store-uri", uri))
+    pages = [] if is_local(uri) else [f"MLflow's pages: {redacted(uri)}"]
+    return "\n".join([*pages, "See more:", *(f"  {command_line(*line)}" for line in lines)])
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,9 +1,9 @@
-"""`python -m pipelines.register MODEL`: put a scored model, with its schedules and scores, into the MLflow registry."""
+"""`python -m pipelines.register RUN`: put a scored model, with its schedules and scores, into the MLflow registry."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.cli import Positional, parse, run_command
+from pipelines.cli import Run, parse, run_command
 from pipelines.errors import ConfigError
 from pipelines.evaluation.scores import read_scores
 from pipelines.models.checkpoints import index_of, inference_copy
@@ -17,7 +17,7 @@ from pipelines.tracking.registry import Registered
 class RegisterOptions:
     """Register the model of an evaluated run, or an imported one; it becomes the champion if its scores are better."""
 
-    run: Positional
+    run: Run
     """URL of the run, of a checkpoint, or of the imported model."""
     name: str | None = None
     """Name of the registered model; by default bcm-RECIPE, and needed by an imported model."""

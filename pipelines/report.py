@@ -2,15 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from bcm.objectives import OBJECTIVES
 from bcm.pairs import PAIR_LAWS
 from bcm.schedule import discretization
-from pipelines.cli import Positional, parse_one_of, run_command
+from pipelines.cli import Recipe, parse_one_of, run_command
 from pipelines.errors import ConfigError, nearest
 from pipelines.figures.coverage import coverage, maps, table
-from pipelines.figures.grid import save
+from pipelines.figures.grid import picture_format, save
 from pipelines.recipes import recipe
 
 
@@ -18,14 +17,14 @@ from pipelines.recipes import recipe
 class CoverageOptions:
     """Show how likely each pair of times (t_n, t_n') is in training (Figure 14)."""
 
-    recipe: Positional
+    recipe: Recipe
     """The recipe whose time grid is taken."""
     laws: tuple[str, ...] = ()
     """Laws of n' to show side by side; by default the recipe's."""
     N: int | None = None
     """Points of the time grid; by default those of the recipe's last stage."""
     out: str | None = None
-    """The PNG to write; by default only the figures are printed."""
+    """The picture to write (.png, .jpg, .webp), a path or URL; by default only the figures are printed."""
     dry_run: bool = False
     """Print what would be shown and stop."""
 
@@ -34,6 +33,8 @@ class CoverageOptions:
         for law in self.laws:
             if law not in PAIR_LAWS:
                 raise ConfigError(f"--laws: unknown law '{law}': {nearest(law, list(PAIR_LAWS))}")
+        if self.out is not None:
+            picture_format(self.out)
         if self.N is not None and self.N < 3:
             raise ConfigError(f"--N is {self.N}; a pair of times needs at least 3 points of the grid.")
 
@@ -54,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
     laws = [coverage(config.schedule, name, N) for name in names]
     print(table(laws))
     if options.out:
-        save(maps(laws), Path(options.out))
+        save(maps(laws), options.out)
         print(f"wrote {options.out}")
 
 

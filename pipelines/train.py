@@ -5,14 +5,12 @@ from dataclasses import dataclass
 
 from cluster import session
 from data import store
-from pipelines.cli import ConfigOptions, durable, parse, run_command
+from pipelines.cli import ConfigOptions, command_line, durable, parse, run_command
 from pipelines.errors import ConfigError
 from pipelines.recipes import RECIPES, recipe
 from pipelines.training.checks import Training, checked, open_initial
 from pipelines.training.describe import describe
 from pipelines.training.launch import launch
-
-USAGE = "python -m pipelines.train RECIPE [options]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +29,8 @@ class TrainOptions:
     init_ema_rate: float | None = None
     """Which average of its weights to start from, if it kept several; by default the first, which serves."""
     resume: str | None = None
-    """Name of a run in STORAGE to continue from its last checkpoint, with the options it was started with."""
+    """A run to continue from its last checkpoint, with the options it was started with: its name in STORAGE, or its
+    URL, which says STORAGE too."""
     smoke: bool = False
     """Cut the recipe to a few steps of a narrower network on two CPUs: every part works, nothing is learnt."""
     experiment: str = "bcm"
@@ -44,12 +43,14 @@ def check(options: TrainOptions) -> Training:
     """Look for everything that could stand in the way, before Ray starts."""
     if options.init is not None and options.resume is not None:
         raise ConfigError("--resume goes on with what the run was started from; leave --init out.")
-    config, storage = options.config, durable(options.storage, "--storage")
+    config, storage, resume = options.config, durable(options.storage, "--storage"), options.resume
+    if resume is not None and "/" in resume.rstrip("/"):
+        storage, _, resume = durable(resume, "--resume").rpartition("/")
     return checked(
         config,
         storage=storage,
         data=durable(options.data or store.join(storage, "data", config.dataset), "--data"),
-        resume=options.resume,
+        resume=resume,
         experiment=options.experiment,
         initial=None if options.init is None else open_initial(options.init, config, options.init_ema_rate),
     )
@@ -57,13 +58,14 @@ def check(options: TrainOptions) -> Training:
 
 def main(argv: Sequence[str]) -> None:
     """The command line."""
+    usage = f"{command_line('pipelines.train')} RECIPE [options]"
     if not argv or argv[0] in ("-h", "--help"):
-        print(f"usage: {USAGE}; RECIPE --help lists the options.\n\nRecipes:")
+        print(f"usage: {usage}; RECIPE --help lists the options.\n\nRecipes:")
         print("\n".join(f"  {name:26s} {(make.__doc__ or '').splitlines()[0]}" for name, make in RECIPES.items()))
         print("\n--smoke cuts any of them to a few steps; those that fine-tune need --init MODEL.")
         return
     if argv[0].startswith("-"):
-        raise ConfigError(f"the recipe comes before {argv[0]}: {USAGE}.")
+        raise ConfigError(f"the recipe comes before {argv[0]}: {usage}.")
     defaults = TrainOptions(config=recipe(argv[0], smoke="--smoke" in argv))
     options = parse(TrainOptions, argv[1:], f"train {argv[0]}", defaults)
     if options.dry_run:

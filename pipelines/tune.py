@@ -1,4 +1,4 @@
-"""`python -m pipelines.tune MODEL`: search the time steps of sampling and inversion with Ray Tune."""
+"""`python -m pipelines.tune RUN`: search the time steps of sampling and inversion with Ray Tune."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from bcm import strict
 from bcm.timesteps import PAPER_CIFAR10
 from cluster import session
-from pipelines.cli import Positional, parse, run_command
+from pipelines.cli import Run, parse, run_command
 from pipelines.errors import ConfigError, nearest
 from pipelines.tuning.search import Outcome, load_trials, search, searchable, table, targets_of
 from pipelines.tuning.space import space
@@ -16,7 +16,7 @@ from pipelines.tuning.space import space
 class TuneOptions:
     """Search time steps on a frozen model: sampling by Frechet distance, inversion by reconstruction error."""
 
-    model: Positional
+    model: Run
     """URL of the run whose model is searched on; the time steps found are stored with it."""
     targets: tuple[str, ...] = ()
     """What to search, by task and NFE; by default sample-2, sample-3 and invert-2, as far as the model has them."""

@@ -1,14 +1,16 @@
 """The only user of fsspec: URL -> file system and the path inside it.
 
-A URL is a local path, `file://...`, `s3://bucket/path` or anything else that fsspec knows. Credentials and endpoints
+A URL is a local path, taken letter by letter, `file://...`, where %20 is a blank, `s3://bucket/path` or anything else
+that fsspec knows. Credentials and endpoints
 come from the environment alone (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...). No file system object is kept between calls,
 so nothing is carried across a fork.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import fsspec
 import pyarrow.fs
@@ -44,6 +46,9 @@ def filesystem(url: str, *, reading: bool = False) -> tuple[Any, str]:
     """
     if not url.strip():
         raise DataError("the storage URL is empty: give a path or a URL such as s3://bucket/folder")
+    if is_local(url):
+        files = fsspec.filesystem("file")
+        return files, files._strip_protocol(_local_path(url))
     kind = scheme(url)
     if "@" in urlsplit(url).netloc:
         raise DataError(
@@ -60,7 +65,6 @@ def filesystem(url: str, *, reading: bool = False) -> tuple[Any, str]:
         # Listings are never cached because other processes write too.
         options = {"use_listings_cache": False, "config_kwargs": {**_S3_CONFIG, "read_timeout": silence}}
     try:
-        files: Any
         files, path = fsspec.core.url_to_fs(url, **options)
     except Exception as error:  # fsspec and its plug-ins have no common base
         raise failure("open", url, error) from error
@@ -74,15 +78,23 @@ def is_local(url: str) -> bool:
     return scheme(url) in ("file", "local")
 
 
+def _local_path(url: str) -> str:
+    """The path that a local path or `file://` URL means."""
+    _, sign, rest = url.partition("://")
+    return unquote(re.sub("^localhost/", "/", rest)) if sign else url
+
+
 def absolute(url: str) -> str:
-    """A local path made absolute (without `file://`); any other URL as it is."""
-    return str(Path(filesystem(url)[1])) if is_local(url) else url
+    """A local path made absolute (without `file://`); any other URL as it is, without a slash at its end."""
+    return str(Path(filesystem(url)[1])) if is_local(url) else re.sub("(?<=[^:/])/+$", "", url)
 
 
 def join(url: str, *parts: str) -> str:
     """`url` with path parts added."""
     if not url.strip():
         raise DataError("the storage URL is empty: give a path or a URL such as s3://bucket/folder")
+    if is_local(url) and "://" in url:
+        url = absolute(url)  # the parts are names, with nothing to be unquoted
     root = url if url.endswith("://") else url.rstrip("/") + "/"
     return root + "/".join(part.strip("/") for part in parts)
 

@@ -40,9 +40,14 @@ def manifest_for(network: NetworkConfig, data: str) -> Manifest:
 
 
 def held_out(network: NetworkConfig, data: str, count: int) -> tuple[Images, list[int]]:
-    """The first `count` held-out images at the URL `data`, (B, C, H, W) in [-1, 1], and their labels."""
+    """The first `count` held-out images at the URL `data`, (B, C, H, W) in [-1, 1], and their labels.
+
+    More than there are is a `ConfigError`.
+    """
     cache = ShardCache(data, manifest_for(network, data), "test")
-    images, labels = cache.take(np.arange(min(count, len(cache))))
+    if count > len(cache):
+        raise ConfigError(f"{data} holds {len(cache)} held-out images, fewer than {count}. Give a smaller --count.")
+    images, labels = cache.take(np.arange(count))
     return as_images(images), labels.tolist()
 
 

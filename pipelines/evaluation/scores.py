@@ -1,5 +1,6 @@
 """Scores as rows, stored beside the model they belong to."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -60,7 +61,7 @@ def read_scores(
 
     Those of another step, of other time steps or of another average of the weights are a `ConfigError`.
     """
-    path, again = store.join(home, FILE), f"Run `python -m pipelines.evaluate {home}`."
+    path, again = store.join(home, FILE), f"Run `python -m pipelines.evaluate {shlex.quote(home)}`."
     name = home.rpartition("/")[2]
     if not store.exists(path):
         raise ConfigError(f"{name} has no scores yet. {again}")

@@ -10,6 +10,7 @@ Each kind has the same attributes, by which alone the rest of the code tells the
 * `open(device, ema_rate)`: its weights with its time steps; by default the average of the weights that serves.
 """
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -114,5 +115,6 @@ def _stored(home: str) -> dict[str, TimeSteps]:
         return read_schedules(store.read_bytes(path), path)
     except ValueError as error:
         raise ConfigError(
-            f"{error} Remove that file to go back to the published time steps, then run pipelines.tune again."
+            f"{error} Remove that file to go back to the published time steps, then run "
+            f"`python -m pipelines.tune {shlex.quote(home)}` again."
         ) from error

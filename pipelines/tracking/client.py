@@ -16,6 +16,7 @@ from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote, unquote
 
 from data import store
 from pipelines.errors import TrackingError
@@ -31,6 +32,8 @@ _ANSWER_SECONDS = 15.0
 _ENTRIES_PER_BATCH = 100
 _PARAM_CHARACTERS = 6000
 _SQLITE = "sqlite:///"
+_PLAIN = "/ ~+,:=@!$&'()*[]|"
+"""What may stand in an sqlite URI as it is."""
 # MLflow's own defaults keep a caller waiting for minutes; a user's setting wins over these.
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -50,15 +53,21 @@ def resolve_uri(default_root: str | Path) -> str:
     if not uri:
         if "://" in str(default_root):
             raise TrackingError(f"MLflow's local store cannot be in {default_root}; set {URI_VARIABLE} to a server.")
-        uri = f"{_SQLITE}{Path(default_root) / 'mlflow.db'}"
+        uri = f"{_SQLITE}{quote(str(Path(default_root) / 'mlflow.db'))}"
     if not uri.startswith(_SQLITE):
         return uri
-    path = Path(uri.removeprefix(_SQLITE)).absolute()
+    path = _database(uri)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrackingError(f"MLflow's local store {path} cannot be made: {error}. {_remedy(uri)}") from error
-    return f"{_SQLITE}{path}"
+    _, sign, query = uri.partition("?")
+    return f"{_SQLITE}{quote(str(path), safe=_PLAIN)}{sign}{query}"
+
+
+def _database(uri: str) -> Path:
+    """The file of an sqlite store; SQLAlchemy takes %20 in its URI for a blank."""
+    return Path(unquote(uri.removeprefix(_SQLITE).partition("?")[0])).absolute()
 
 
 def is_local(uri: str) -> bool:
@@ -157,7 +166,7 @@ def connect(uri: str) -> "MlflowClient":
     with reported(uri, "it cannot be used"):
         if uri.startswith(_SQLITE):
             # MLflow would retry a file that cannot be opened for minutes.
-            with closing(sqlite3.connect(uri.removeprefix(_SQLITE).split("?")[0])) as database:
+            with closing(sqlite3.connect(_database(uri))) as database:
                 database.execute("PRAGMA schema_version")
             return client_of(uri)
         client = client_of(uri)
@@ -210,8 +219,8 @@ def _experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
 
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        # MLflow would put the artifacts of a local store under the current directory.
-        local = str(Path(uri.removeprefix(_SQLITE)).parent / "artifacts") if uri.startswith(_SQLITE) else None
+        # MLflow would put the artifacts of a local store under the current directory, and takes a path for a URL.
+        local = (_database(uri).parent / "artifacts").as_uri() if uri.startswith(_SQLITE) else None
         with suppress(MlflowException):  # another process was quicker
             return client.create_experiment(name, artifact_location=local)
         experiment = client.get_experiment_by_name(name)

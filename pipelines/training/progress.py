@@ -97,7 +97,11 @@ def shown(lines: "Queue") -> Iterator[None]:
                 if waiting := lines.get_nowait_batch(lines.qsize()):
                     print(("\r\x1b[K" if live else "") + waiting[-1], end="" if live else "\n", flush=True)
 
-    thread = threading.Thread(target=draw, daemon=True)
+    def until_unread() -> None:
+        with suppress(BrokenPipeError):  # nobody reads on; whoever prints next in the main thread ends the program
+            draw()
+
+    thread = threading.Thread(target=until_unread, daemon=True)
     thread.start()
     try:
         yield

@@ -192,3 +192,12 @@ def test_a_checkpoint_says_what_its_weights_were_trained_for(tmp_path: Path, obj
     loaded = load_toolkit(tmp_path)
     assert (loaded.objective, loaded.denoiser) == (objective, objective == "edm")
     assert loaded.schedules == CONSISTENCY_CIFAR10
+
+
+def test_a_model_whose_dropout_is_on_is_refused():
+    network = replace(NETWORK, dropout=0.5)
+    model = BCM(build_network(network))
+    with pytest.raises(BCMError, match=r"two equal calls differ; give model\.eval\(\)"):
+        Toolkit(model=model, network=network, k=0, schedules=PAPER_CIFAR10)
+    chosen = Toolkit(model=model.eval(), network=network, k=0, schedules=PAPER_CIFAR10)
+    assert torch.equal(inference.generate(chosen, SEEDS, 2), inference.generate(chosen, SEEDS, 2))

@@ -21,6 +21,13 @@ def code(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def committed(code: Path) -> str:
+    git(code, "init", "-q")
+    git(code, "add", ".")
+    git(code, "commit", "-qm", "first")
+    return git(code, "rev-parse", "HEAD")
+
+
 def test_the_commit_is_taken_along(code: Path) -> None:
     git(code, "init", "-q")
     assert git_sha(code) == "unknown"
@@ -33,6 +40,23 @@ def test_the_commit_is_taken_along(code: Path) -> None:
     git(code, "checkout", "job.py")
     (code / "new.py").write_text("print(3)\n")
     assert git_sha(code) == f"{commit}+dirty"
+
+
+def test_what_a_run_leaves_about_does_not_make_the_commit_dirty(code: Path) -> None:
+    commit = committed(code)
+    for name in ("samples.png", "a picture.png", "runs/x/checkpoint.json", "new folder/notes.txt"):
+        (code / name).parent.mkdir(parents=True, exist_ok=True)
+        (code / name).write_text("")
+    assert git_sha(code) == commit
+    (code / "new folder" / "module ü.py").write_text("")
+    assert git_sha(code) == f"{commit}+dirty"
+
+
+def test_an_environment_inside_a_users_repository_has_no_commit_of_it(code: Path) -> None:
+    committed(code)
+    (code / ".gitignore").write_text("/.venv\n")
+    (code / ".venv" / "site").mkdir(parents=True)
+    assert git_sha(code / ".venv" / "site") == "unknown"
 
 
 def test_outside_git_the_commit_is_unknown(code: Path) -> None:

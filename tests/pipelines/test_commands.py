@@ -49,7 +49,7 @@ OPENING = ("evaluate", "tune", "register", "sample")
 def test_help_is_answered(command: Command, module: str):
     outcome = command(module, "--help")
     assert (outcome.code, outcome.err) == (0, "")
-    assert f"python -m pipelines.{module}" in outcome.out
+    assert f"-m pipelines.{module}" in outcome.out
     choices = {"train": ("digits",), "report": ("coverage",)}.get(module, ())
     options = command(module, *choices, "--help")
     assert options.code == 0 and "--dry-run" in options.out
@@ -117,7 +117,7 @@ def test_an_unknown_data_set_is_explained(command: Command):
         ("tune {run} --dry-run", "sample-3: time_1, noise_1; now {'kind': 'zigzag'"),
         ("sample {run} --dry-run", "generate with Combined"),
         ("sample {checkpoint} --task invert --nfe 2 --dry-run", "invert with Inversion"),
-        ("sample {run} --task all --dry-run", "would draw 10 images a row -> samples.png"),
+        ("sample {run} --task all --dry-run", f"would draw 16 images of each kind -> runs/pictures/{NAME}-all.png"),
         ("quickstart --dry-run", "register"),
     ],
 )
@@ -193,7 +193,7 @@ def test_time_steps_that_a_model_has_not_are_named(command: Command, world: Worl
 
 def test_a_picture_that_cannot_be_written_is_named(command: Command, world: World):
     (world.root / "file").write_text("")
-    assert "cannot write the picture file/x.png" in command("sample", str(world.run), "--out", "file/x.png").error
+    assert "cannot write file/x.png: " in command("sample", str(world.run), "--out", "file/x.png").error
 
 
 # ---- data

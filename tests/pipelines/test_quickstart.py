@@ -117,4 +117,5 @@ def test_it_ends_with_a_registered_model_and_leaves_no_process(tmp_path: Path):
         line += " --help" if " mlflow " in line else ""  # it would serve until it is stopped
         done = subprocess.run(line, shell=True, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True)
         assert done.returncode == 0, f"{line}\n{done.stderr[-2000:]}"
-    assert (tmp_path / "samples.png").is_file() and (tmp_path / "inverted.png").is_file()
+    pictures = {path.name for path in (tmp_path / "runs" / "pictures").iterdir()}
+    assert pictures == {f"bcm-digits-smoke@champion-{name}.png" for name in ("generate-nfe4", "invert")}

@@ -35,7 +35,8 @@ def test_reports_are_listed(command: Command):
         ("coverage digits --laws papr", "unknown law 'papr': did you mean 'paper'?"),
         ("coverage digits --N 2", "--N is 2"),
         ("coverage cifar10-ict", "recipe cifar10-ict draws no pairs of times"),
-        ("coverage digits --out /dev/null/x.png", "cannot write the picture /dev/null/x.png"),
+        ("coverage digits --out /dev/null/x.png", "cannot write /dev/null/x.png: "),
+        ("coverage digits --out x.tiff", "the name of a picture ends in .png"),
     ],
 )
 def test_a_wrong_report_is_explained(command: Command, line: str, said: str):

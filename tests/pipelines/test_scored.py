@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from pipelines.recipes import recipe
 
 def test_a_run_without_scores_is_not_registered(command: Command, world: World):
     error = command("register", str(world.run)).error
-    assert f"{NAME} has no scores yet. Run `python -m pipelines.evaluate {world.run}`" in error
+    assert f"{NAME} has no scores yet. Run `{sys.executable} -m pipelines.evaluate {world.run}`" in error
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,7 @@ def test_scores_of_something_else_are_not_registered(command: Command, world: Wo
     (world.run / FILE).write_text(json.dumps(scores(world) | change))
     error = command("register", str(world.run)).error
     assert re.search(said, error)
-    assert f"Run `python -m pipelines.evaluate {world.run}`" in error
+    assert f"Run `{sys.executable} -m pipelines.evaluate {world.run}`" in error
 
 
 def test_scores_of_the_newest_checkpoint_may_be_registered(command: Command, world: World):

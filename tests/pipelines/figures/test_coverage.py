@@ -52,6 +52,6 @@ def test_a_map_shows_the_law_and_is_saved(tmp_path: Path):
             n, n_prime = int((law.grid <= t).sum()) - 1, int((law.grid <= u).sum()) - 1
             column, row = (int((edges[i : i + 2].mean() - low) / (high - low) * len(shown)) for i in (n, n_prime))
             assert shown[row, column] == law.chances[n, n_prime]
-    save(figure, tmp_path / "new" / "coverage.png")
+    save(figure, str(tmp_path / "new" / "coverage.png"))
     with Image.open(tmp_path / "new" / "coverage.png") as picture:
         assert picture.format == "PNG" and len(picture.getcolors(2**20) or []) > 50

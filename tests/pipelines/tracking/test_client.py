@@ -5,6 +5,7 @@ import math
 import socket
 import time
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from servers import free_port
@@ -61,7 +62,7 @@ def test_a_run_holds_its_parameters_tags_scores_and_files(store: str):
     assert (run.data.tags["git"], run.info.run_name, run.info.status) == ("abc", "first", "KILLED")
     assert history(store, run_id, "fid") == [(9, 1.5)]
     assert math.isnan(history(store, run_id, "mse")[0][1])
-    artifacts = Path(str(run.info.artifact_uri))
+    artifacts = Path(unquote(urlsplit(str(run.info.artifact_uri)).path))
     assert artifacts.is_relative_to(Path(store.removeprefix("sqlite:///")).parent)
     assert json.loads((artifacts / "config" / "run.json").read_text()) == {"a": [1, 2]}
 

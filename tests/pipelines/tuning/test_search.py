@@ -25,13 +25,13 @@ NETWORK = NCSNppConfig(image_channels=1, resolution=8, width=8, channel_mult=(1,
 
 @pytest.fixture(scope="module")
 def toolkit() -> Toolkit:
-    return Toolkit(model=BCM(build_network(NETWORK)), network=NETWORK, k=0, schedules=PAPER_CIFAR10)
+    return Toolkit(model=BCM(build_network(NETWORK)).eval(), network=NETWORK, k=0, schedules=PAPER_CIFAR10)
 
 
 @pytest.fixture(scope="module")
 def ict() -> Toolkit:
     network = replace(NETWORK, times=1)
-    return Toolkit(model=BCM(build_network(network)), network=network, k=0, schedules=CONSISTENCY_CIFAR10)
+    return Toolkit(model=BCM(build_network(network)).eval(), network=network, k=0, schedules=CONSISTENCY_CIFAR10)
 
 
 @pytest.fixture
