@@ -157,7 +157,11 @@ class EncoderLevel(nn.Module):
     """
 
     def __init__(
-        self, down: Block | None, blocks: Sequence[Block], attention: Sequence[nn.Module], pyramid: nn.Module | None = None
+        self,
+        down: Block | None,
+        blocks: Sequence[Block],
+        attention: Sequence[nn.Module],
+        pyramid: nn.Module | None = None,
     ) -> None:
         """Take the layers."""
         super().__init__()
