@@ -131,7 +131,9 @@ class GroupNorm(nn.GroupNorm):
         return super().forward(input.to(torch.promote_types(input.dtype, torch.float32))).to(input.dtype)
 
 
-def residual_block(config: ADMConfig, size: int, inputs: int, outputs: int, resample: nn.Module | None = None) -> Block:
+def residual_block(
+    config: ADMConfig, size: int, inputs: int, outputs: int, resample: nn.Module | None = None
+) -> ResidualBlock:
     """Make a residual block that starts as the identity, or as its `skip`.
 
     Args:

@@ -157,7 +157,11 @@ class EncoderLevel(nn.Module):
     """
 
     def __init__(
-        self, down: Block | None, blocks: list[Block], attention: Sequence[nn.Module], pyramid: nn.Module | None = None
+        self,
+        down: Block | None,
+        blocks: Sequence[Block],
+        attention: Sequence[nn.Module],
+        pyramid: nn.Module | None = None,
     ) -> None:
         """Take the layers."""
         super().__init__()
@@ -207,7 +211,7 @@ class DecoderLevel(nn.Module):
     """
 
     def __init__(
-        self, up: Block | None, blocks: list[Block], attention: nn.Module, image: nn.Module | None = None
+        self, up: Block | None, blocks: Sequence[Block], attention: nn.Module, image: nn.Module | None = None
     ) -> None:
         """Take the layers."""
         super().__init__()
