@@ -128,7 +128,8 @@ def test_a_storage_that_never_mends_is_told_by_its_deadline(
     began = time.monotonic()
     with spoilt(Faults(shares={"error": 1.0})), pytest.raises(StorageError, match=rf"{bucket}/train-.*attempts"):
         next(loader.batches(0))
-    assert time.monotonic() - began < 5  # the deadline is 3 seconds
+    assert time.monotonic() - began < 5.8  # the deadline is 3 seconds, and not met twice
+    time.sleep(1)  # a failure is remembered for so long
     assert len(next(loader.batches(0)).ids) == 20
 
 
