@@ -107,7 +107,7 @@ def with_a_large_image(world: World) -> None:
 LISTED: list[tuple[Spoil, str]] = [
     (without_manifest, "there is no data set at {data} (no manifest.json)"),
     (with_cut_manifest, "{data}/manifest.json is not a valid manifest: invalid json"),
-    (with_wrong_counts, "{data}/manifest.json is not a valid manifest: the shards hold 1500 images"),
+    (with_wrong_counts, "{data}/manifest.json is not a valid manifest: train: the shards hold 1500 images"),
     (without_shard, "{data}/train-000001.tar is missing"),
     (with_truncated_shard, "{data}/train-000001.tar has 100000 bytes, but the manifest states "),
 ]

@@ -1,5 +1,6 @@
 """What the commands make of an imported model."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,10 @@ def test_an_imported_model_is_registered_at_once_or_with_its_scores(command: Com
     to = str(world.root / "imported")
     outcome = command("import_weights", str(file), *ADM, "--to", to, "--register", "ict")
     assert outcome.out.endswith("ict version 1: ict had no champion\n"), outcome
-    assert f"imported has no scores yet. Run `python -m pipelines.evaluate {to}`" in command("register", to).error
+    assert (
+        f"imported has no scores yet. Run `{sys.executable} -m pipelines.evaluate {to}`"
+        in command("register", to).error
+    )
     steps = model_at(to).schedules()
     conditions: dict[str, Any] = {"error": None, "count": 10, "seeds": None, "extractor": "pixels", "steps": None}
     rows = (

@@ -47,7 +47,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for parameter in model.parameters():
         parameter.data.add_(0.05 * torch.randn_like(parameter))
     directory = tmp_path_factory.mktemp("checkpoints") / "checkpoint"
-    save_toolkit(directory, Toolkit(model=model, network=NETWORK, k=7, schedules=PAPER_CIFAR10, objective="bct"))
+    save_toolkit(directory, Toolkit(model=model.eval(), network=NETWORK, k=7, schedules=PAPER_CIFAR10, objective="bct"))
     return directory
 
 
