@@ -1,19 +1,23 @@
 """From a name and a source to a layout: which kind of source it is, and what is to be written from it."""
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import PurePosixPath
+
+import numpy as np
 
 from data import store
 from data.catalog import DATASETS, facts
 from data.errors import DataError
 from data.prepare import cifar10, digits, files, imagenet64, lsun, tars
+from data.prepare.assign import Assigned, Rules, assign, is_image
+from data.prepare.files import File, archive_kind
 from data.prepare.layout import Layout, Stretch, shard_ranges
 from data.prepare.pack import SAMPLES_PER_SHARD, Form, default_encoding
-from data.prepare.remote import open_seekable
 from data.prepare.write import Runner
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
@@ -31,6 +35,9 @@ class Choices:
         held_out: Images for the test split where the source marks none; by default a tenth, at most 1,000.
         samples_per_shard: Images in a shard.
         rewrite: Crop and resize an existing WebDataset into new shards, rather than describe its tars as they are.
+        labels: Where labels come from, if that is not plain: folder, none, a table in the source (dataset.json, csv:FILE),
+            or small files beside the images, by their suffix (.cls, .json, .txt).
+        classes: Number of classes, where labels are numbers of which some never occur.
     """
 
     resolution: int | None = None
@@ -40,6 +47,8 @@ class Choices:
     held_out: int | None = None
     samples_per_shard: int = SAMPLES_PER_SHARD
     rewrite: bool = False
+    labels: str | None = None
+    classes: int | None = None
 
     def __post_init__(self) -> None:
         """Checks what no later step would."""
@@ -52,14 +61,24 @@ class Source:
     """Where images come from.
 
     Attributes:
-        root: URL of the folder or zip file.
+        root: URL of the folder.
         listing: Bytes of each file in it, by path.
-        kind: "npz", "lmdb", "tars", "zip" or "folder".
+        kind: "npz", "lmdb", "archives" (zip files and tars) or "folder".
     """
 
     root: str
     listing: Mapping[str, int]
     kind: str
+
+    @property
+    def archives(self) -> tuple[str, ...]:
+        """Paths of its zip files and tars."""
+        return tuple(path for path in self.listing if self.kind == "archives" and is_archive(path))
+
+    @property
+    def is_webdataset(self) -> bool:
+        """Whether it is plain tars alone, which may be trained on as they lie."""
+        return self.kind == "archives" and {archive_kind(path) for path in self.archives} == {"tar"}
 
 
 def check_name(name: str, choices: Choices, *, own_size: bool = False) -> None:
@@ -93,24 +112,38 @@ def check_name(name: str, choices: Choices, *, own_size: bool = False) -> None:
 
 def look_at(name: str, source: str) -> Source:
     """What kind of source that is, from its listing alone."""
-    listing = store.walk(source)
+    listing = files.listed(source)
     if listing.keys() == {""}:
-        if source.lower().endswith(".zip"):
-            with open_seekable(source) as file, files.open_zip(file, source) as archive:
-                members = sorted(archive.infolist(), key=lambda member: member.filename)
-            return Source(root=source, listing={each.filename: each.file_size for each in members}, kind="zip")
         root, _, file = source.rpartition("/")
-        source, listing = root or ".", {file: listing[""]}
+        source, listing = root or ("/" if source.startswith("/") else "."), {file: listing[""]}
     if not listing:
         raise DataError(f"there are no files at {source}: check the path")
     names = {PurePosixPath(path).name for path in listing}
     if name == "imagenet64" and any(map(imagenet64.BATCH.fullmatch, names)):
-        kind = "npz"
-    elif lsun.DATABASE in names:
-        kind = "lmdb"
-    else:
-        kind = "tars" if any(path.lower().endswith(".tar") for path in listing) else "folder"
-    return Source(root=source, listing=listing, kind=kind)
+        return Source(root=source, listing=listing, kind="npz")
+    if lsun.DATABASE in names:
+        return Source(root=source, listing=listing, kind="lmdb")
+    archives = [path for path in listing if is_archive(path)]
+    images = [path for path in listing if is_image(File(name=path, size=0))]
+    if archives and images:
+        raise DataError(
+            f"{source} holds {len(images):,} images (such as {images[0]}) and {len(archives):,} archives (such as "
+            f"{archives[0]}), and may hold the same images twice: move the one or the other elsewhere"
+        )
+    return Source(root=source, listing=listing, kind="archives" if archives else "folder")
+
+
+def is_archive(path: str) -> bool:
+    """Whether a file of a source is an archive that is read."""
+    return archive_kind(path) is not None and not File(name=path, size=0).hidden
+
+
+def check_apart(source: Source, to: str, choices: Choices) -> None:
+    """Whether what is written stays out of the source, where another run would take it for images."""
+    root, place = (os.path.realpath(url) if store.is_local(url) else url.rstrip("/") for url in (source.root, to))
+    inside = f"{place}/".startswith(f"{root.rstrip('/')}/") and len(source.listing) != 1
+    if inside and not (source.is_webdataset and not choices.rewrite):
+        raise DataError(f"{to} lies in the source {source.root}, of which it would become a part: write elsewhere")
 
 
 @contextmanager
@@ -126,7 +159,7 @@ def laid_out(name: str, source: str | None, choices: Choices, run: Runner) -> It
         stretches = {
             split: [Stretch(kind="digits", images=split, count=counts[split], read=digits.samples)] for split in counts
         }
-        yield _layout(name, choices, stretches)
+        yield _layout(name, choices, stretches, labels=digits.labels(), labels_from="scikit-learn")
     elif name == "cifar10":
         if source is None:
             raise DataError(
@@ -134,44 +167,112 @@ def laid_out(name: str, source: str | None, choices: Choices, run: Runner) -> It
                 f"for example {cifar10.DOWNLOAD_URL}"
             )
         with cifar10.unpacked(source) as folder:
-            yield _layout(name, choices, cifar10.stretches(folder))
+            yield _layout(name, choices, cifar10.stretches(folder), labels=cifar10.labels(folder), labels_from="the batches")
     elif source is None:
         known = f": {facts(name).source_note}" if name in DATASETS else ""
         raise DataError(f"{name} needs a source, the path or URL of its images{known}")
     else:
-        yield layout_of(name, look_at(name, source), choices, run)
+        with opened(look_at(name, source), choices, run) as listed:
+            yield layout_of(name, listed, choices)
 
 
-def layout_of(name: str, source: Source, choices: Choices, run: Runner) -> Layout:
-    """The layout of the images of a source; those of tars are found by reading these once."""
-    check_name(name, choices)
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A source that can be read from.
+
+    Attributes:
+        source: The source.
+        files: Its files and those in its archives.
+        scans: What each of its tars holds.
+        places: URL of each archive.
+    """
+
+    source: Source
+    files: tuple[File, ...] = ()
+    scans: tuple[tars.Scan, ...] = ()
+    places: Mapping[str, str] = field(default_factory=dict)
+
+
+@contextmanager
+def opened(source: Source, choices: Choices, run: Runner) -> Iterator[Opened]:
+    """Lists the files of a source; archives are read for that, and lie unpacked as long as the block lasts."""
+    if source.kind in ("npz", "lmdb"):
+        yield Opened(source=source)
+        return
+    loose = [File(name=name, size=size) for name, size in source.listing.items() if name not in source.archives]
+    with tars.unpacked(source.root, source.archives) as places:
+        paths = [path for path in source.archives if archive_kind(path) != "zip"]
+        scan = partial(tars.scan, root=source.root, places=places, chosen=choices.labels)
+        scans = {scan.path: scan for scan in run(scan, paths)}
+        found = loose
+        for path in source.archives:
+            found += scans[path].files if path in scans else files.zip_files(places[path], path)
+        ordered = tuple(scans[path] for path in paths)
+        yield Opened(source=source, files=tuple(found), scans=ordered, places=places)
+
+
+def layout_of(name: str, listed: Opened, choices: Choices) -> Layout:
+    """The layout of the images of a source."""
+    source = listed.source
     root, size, held_out = source.root, choices.samples_per_shard, choices.held_out
-    labelled = name not in DATASETS or len(facts(name).class_names) > 1
-    stretches: dict[str, list[Stretch]] = {}
     if source.kind == "npz":
-        stretches, notes = imagenet64.batches(source.listing, root)
-        return _layout(name, choices, stretches, notes=notes)
+        stretches, labels, notes = imagenet64.batches(source.listing, root)
+        return _layout(name, choices, stretches, labels=labels, labels_from="the batches", notes=notes)
     if source.kind == "lmdb":
         stretches = lsun.databases(source.listing, root, size=size, held_out=held_out)
         return _layout(name, choices, stretches, classes=None if name in DATASETS else ("all",))
-    if source.kind == "tars":
-        scans = scanned(source, run)
-        for scan in scans:
-            stretch = Stretch(kind="tar", images=scan, count=len(scan.members), read=partial(tars.entries, root))
-            stretches.setdefault(scan.split, []).append(stretch)
-        return _layout(name, choices, stretches, classes=tars.classes_of(scans, root))
-    splits, classes, notes = files.sort_out(source.listing, root, labelled=labelled, held_out=held_out)
-    read = partial(files.zip_entries if source.kind == "zip" else files.folder_entries, root)
-    for split, items in splits.items():
-        groups = [items[start : start + size] for start in range(0, len(items), size)]
-        stretches[split] = [Stretch(kind=source.kind, images=group, count=len(group), read=read) for group in groups]
-    return _layout(name, choices, stretches, classes=classes if labelled else None, notes=notes)
+    kept = source.is_webdataset and not choices.rewrite
+    rules = Rules(
+        labels=choices.labels,
+        class_names=facts(name).class_names if name in DATASETS else (),
+        classes=choices.classes,
+        held_out=held_out,
+        kept=kept,
+    )
+    images = assign(listed.files, root, rules, partial(files.contents, root, listed.places))
+    labels = {
+        split: tuple(np.bincount([item.label for item in items], minlength=len(images.class_names)).tolist())
+        for split, items in images.splits.items()
+    }
+    if kept:
+        return _kept(name, listed, choices, images, labels)
+    check_name(name, choices)
+    read = partial(files.entries, root, listed.places)
+    stretches = {
+        split: [
+            Stretch(kind=source.kind, images=group, count=len(group), read=read)
+            for group in (items[start : start + size] for start in range(0, len(items), size))
+        ]
+        for split, items in images.splits.items()
+    }
+    layout = _layout(name, choices, stretches, classes=images.class_names, labels=labels, notes=images.notes)
+    return replace(layout, labels_from=images.labels_from)
 
 
-def scanned(source: Source, run: Runner) -> list[tars.Scan]:
-    """What each tar of a source holds, in the order of their paths."""
-    paths = sorted(path for path in source.listing if path.lower().endswith(".tar"))
-    return sorted(run(partial(tars.scan, root=source.root), paths), key=lambda scan: scan.path)
+def _kept(
+    name: str, listed: Opened, choices: Choices, images: Assigned, labels: Mapping[str, tuple[int, ...]]
+) -> Layout:
+    """The layout of tars that stay as they are."""
+    root, known = listed.source.root, DATASETS.get(name)
+    shards = tars.kept(root, listed.scans, images.splits)
+    resolution, channels = tars.form_of(listed.scans, root)
+    check_name(name, replace(choices, resolution=resolution, channels=channels))
+    if choices.resolution not in (None, resolution) or choices.channels not in (None, channels):
+        raise DataError(
+            f"the images at {root} have {resolution} px and {channels} channels: leave --resolution and --channels out, "
+            "or add --rewrite to make new shards of another size"
+        )
+    return Layout(
+        name=name,
+        form=Form(resolution=resolution, channels=channels, encoding=default_encoding(resolution)),
+        class_names=images.class_names,
+        flip=known.flip if known else choices.flip,
+        ranges=(),
+        labels=labels,
+        labels_from=images.labels_from,
+        notes=images.notes,
+        kept=shards,
+    )
 
 
 def _layout(
@@ -180,9 +281,11 @@ def _layout(
     stretches: Mapping[str, list[Stretch]],
     *,
     classes: tuple[str, ...] | None = None,
+    labels: Mapping[str, tuple[int, ...]] | None = None,
+    labels_from: str = "",
     notes: tuple[str, ...] = (),
 ) -> Layout:
-    """The layout; where `classes` is None they are those of the catalog."""
+    """The layout; where `classes` is None they are those of the catalog, where `labels` is there is one class."""
     known = DATASETS.get(name)
     resolution = known.resolution if known else choices.resolution or 0
     channels = known.channels if known else choices.channels or 3
@@ -196,6 +299,8 @@ def _layout(
         ranges=tuple(
             shards for split in stretches for shards in shard_ranges(split, stretches[split], choices.samples_per_shard)
         ),
+        labels=labels or {split: (sum(part.count for part in parts),) for split, parts in stretches.items()},
+        labels_from=labels_from,
         notes=notes,
     )
     if known is None or layout.counts == dict(known.splits):

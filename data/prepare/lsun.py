@@ -8,9 +8,10 @@ from typing import Any
 
 from data import store
 from data.errors import DataError
-from data.prepare.files import held_out_of, split_of
+from data.prepare.assign import held_out_of
 from data.prepare.layout import Encoded, Stretch
 from data.prepare.pixels import LARGEST_FILE
+from data.prepare.splits import split_of
 
 DATABASE = "data.mdb"
 """Name of the file that makes a folder a database."""

@@ -1,0 +1,330 @@
+"""From a list of files to images with their splits and labels: one rule for folders and archives alike.
+
+Every file is an image that is used, states labels that are used, or is left out with a note that counts and names it.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from PIL import Image
+
+from data.errors import DataError
+from data.order import permutation
+from data.prepare import labels
+from data.prepare.files import File, Item, archive_kind, named
+from data.prepare.pixels import IMAGE_SUFFIXES, LARGEST_FILE
+from data.prepare.splits import sorted_out
+
+DEAL_SEED = 20240402
+"""Seed of the order in which images of several classes are dealt to shards, so that each shard holds all of them."""
+
+FOLDERS, NONE = "folder", "none"
+"""What the user calls the folders that images lie in, as a source of labels, and having none."""
+_ORIGINS = {FOLDERS: "the folders the images lie in", "": "none; all images are of one class"}
+_NUMBER = re.compile(r"\d{5,}")
+"""Names of folders that may number their images rather than be classes."""
+_MOST_HELD_OUT = 1000
+_MOST_CLASSES = 1_000_000
+_UNREAD_ARCHIVES = frozenset({".rar", ".7z", ".gz", ".bz2", ".xz", ".zst"})
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What decides how files are assigned, beside their names.
+
+    Attributes:
+        labels: The user's choice of labels: "folder", "none", a table's name, "csv:FILE", or a suffix such as ".txt".
+        class_names: Names of the classes, if the set is a known one.
+        classes: Number of classes, if the user states it.
+        held_out: Size of the test split where none is marked; None for a tenth, at most 1,000.
+        kept: Whether all images stay where they are, so that none can be held out.
+    """
+
+    labels: str | None = None
+    class_names: tuple[str, ...] = ()
+    classes: int | None = None
+    held_out: int | None = None
+    kept: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assigned:
+    """The images of a source.
+
+    Attributes:
+        splits: Images of each split, in the order in which they go into shards.
+        class_names: Name of each label.
+        labels_from: Where the labels came from, as a phrase.
+        notes: What the user should know of the source.
+    """
+
+    splits: Mapping[str, tuple[Item, ...]]
+    class_names: tuple[str, ...]
+    labels_from: str
+    notes: tuple[str, ...]
+
+
+def assign(files: Sequence[File], root: str, rules: Rules, read: labels.Read) -> Assigned:
+    """The images among the files of a source, in their order, with splits and labels.
+
+    Args:
+        files: All files.
+        root: Where they are, for messages.
+        rules: What else decides.
+        read: Reads the small files that hold labels.
+    """
+    images = _images(files, root)
+    splits, folders = sorted_out(images, root)
+    found, notes = _sources(files, images, splits, folders, rules, root, read)
+    source = _choice(found, rules, root)
+    stated = found[source].labels if source else dict.fromkeys(range(len(images)), "")
+    used = set(found[source].files) if source else set()
+    notes += _left_out([file for file in files if file not in used], set(images))
+    if source and (missing := found[source].missing):
+        notes.append(f"{source} speaks of {len(missing):,} images that are not there, for example {missing[0]}")
+    if lacking := [place for place in range(len(images)) if place not in stated]:
+        notes.append(_unlabelled(lacking, splits, images, source, found, root))
+    class_names = _class_names(set(stated.values()) - {""}, source, rules, root)
+    numbered = bool(source) and source != FOLDERS and next(iter(stated.values())).isdecimal()
+    numbers = {name: number for number, name in enumerate(class_names)}
+    groups: dict[str, list[Item]] = {}
+    for place, (image, split) in enumerate(zip(images, splits, strict=True)):
+        if place in stated:
+            label = int(stated[place]) if numbered else numbers.get(stated[place], 0)
+            group = groups.setdefault(split, [])
+            group.append(Item(file=image, label=label, number=len(group)))
+    _check_classes(groups, class_names, root)
+    return Assigned(
+        splits=_dealt(groups, len(class_names), rules),
+        class_names=class_names,
+        labels_from=_ORIGINS.get(source, source),
+        notes=tuple(notes),
+    )
+
+
+def is_image(file: File) -> bool:
+    """Whether a file is an image that is used, by its name."""
+    return file.suffix in IMAGE_SUFFIXES and not file.hidden
+
+
+def _images(files: Sequence[File], root: str) -> list[File]:
+    images = [file for file in files if is_image(file)]
+    if not images:
+        kinds = Counter("hidden files" if file.hidden else file.suffix or "files without suffix" for file in files)
+        there = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5))
+        packed = any(archive_kind(file.path[-1]) for file in files)
+        raise DataError(
+            f"there are no images ({', '.join(sorted(IMAGE_SUFFIXES))}) at {root}, but {there}: "
+            + ("unpack it first" if packed else "check the path")
+        )
+    large = [f"{file.place(root)} has {file.size} bytes" for file in images if file.size > LARGEST_FILE]
+    if large:
+        raise DataError(f"{named(large)}; at most {LARGEST_FILE} are read: remove or replace them")
+    return images
+
+
+def _sources(
+    files: Sequence[File],
+    images: Sequence[File],
+    splits: Sequence[str],
+    folders: Sequence[str],
+    rules: Rules,
+    root: str,
+    read: labels.Read,
+) -> tuple[dict[str, labels.Found], list[str]]:
+    """Every source of labels there is, or the one that is chosen; notes for the user."""
+    if rules.labels == NONE:
+        return {}, []
+    rest = [file for file in files if not file.hidden and file.suffix not in IMAGE_SUFFIXES]
+    found = labels.in_tables(rest, images, rules.labels, root, read)
+    found |= labels.beside(rest, images, rules.labels, root, read)
+    extra = found.pop(labels.ANNOTATIONS, labels.Found(labels={}))
+    by_folder = {place: folder for place, folder in enumerate(folders)} | extra.labels
+    names = set(by_folder.values()) - {""}
+    # A known set of one class may lie in any folders.
+    if not names or rules.labels not in (None, FOLDERS) or (rules.labels is None and len(rules.class_names) == 1):
+        return found, []
+    if rules.labels is None and (found and (len(names) == 1 or "" in by_folder.values())):
+        return found, []
+    if rules.labels is None and all(_NUMBER.fullmatch(name) for name in names):
+        if found or _rise(images, splits, folders):
+            shown = named(sorted(names), 3)
+            return found, [f"the folders {shown} number the images, so they are no classes: --labels folder makes them"]
+        raise DataError(
+            f"{root}: are the folders {named(sorted(names), 3)} classes, or do they number the images? Add --labels folder "
+            "or --labels none"
+        )
+    if "" in by_folder.values():
+        loose = next(images[place] for place, folder in by_folder.items() if not folder)
+        raise DataError(
+            f"{loose.place(root)} lies in no class folder, but others do, for example in {min(names)!r}: give each image "
+            "a folder named after its class, or none; or add --labels none"
+        )
+    if extra.labels:
+        # A split of which no image has a label or a folder of the training split is one without labels.
+        trained = {by_folder[place] for place, split in enumerate(splits) if split == "train"}
+        known = {splits[place] for place, name in by_folder.items() if name in trained}
+        by_folder = {place: name for place, name in by_folder.items() if splits[place] in known}
+    found[FOLDERS] = labels.Found(labels=by_folder, missing=extra.missing, files=extra.files)
+    return found, []
+
+
+def _rise(images: Sequence[File], splits: Sequence[str], folders: Sequence[str]) -> bool:
+    """Whether the numbers in the names of images rise from folder to folder, as in FFHQ's 00000, 01000, 02000."""
+    ends: dict[tuple[str, str], list[int]] = {}
+    for image, split, folder in zip(images, splits, folders, strict=True):
+        numbers = re.findall(r"\d+", image.path[-1].removesuffix(image.suffix))
+        if not numbers:
+            return False
+        first_last = ends.setdefault((split, folder), [int(numbers[-1])] * 2)
+        first_last[:] = min(first_last[0], int(numbers[-1])), max(first_last[1], int(numbers[-1]))
+    ordered = sorted(ends)
+    return all(
+        ends[one][1] < ends[next_one][0] for one, next_one in pairwise(ordered) if one[0] == next_one[0]
+    )
+
+
+def _choice(found: Mapping[str, labels.Found], rules: Rules, root: str) -> str:
+    """The one source of labels; "" for none. Several that differ are a DataError."""
+    if rules.labels in (None, NONE):
+        first = next(iter(found), "")
+        if all(source.labels == found[first].labels for source in found.values()):
+            return first
+        options = " or ".join(f"--labels {source}" for source in (*found, NONE))
+        raise DataError(f"{root} states different labels in {' and '.join(found)}: choose with {options}")
+    if rules.labels not in found:
+        raise DataError(
+            f"{root} states no labels for --labels {rules.labels}: it may be {FOLDERS}, {NONE}, a table in the source such "
+            "as dataset.json or csv:FILE, or the suffix of small files beside the images, such as .cls or .txt"
+        )
+    return rules.labels
+
+
+def _unlabelled(
+    lacking: Sequence[int],
+    splits: Sequence[str],
+    images: Sequence[File],
+    source: str,
+    found: Mapping[str, labels.Found],
+    root: str,
+) -> str:
+    """The note on whole splits without labels that are left out; any other image without a label is a DataError."""
+    lost = {splits[place] for place in lacking}
+    if source == FOLDERS and "train" not in lost:
+        return f"left out {len(lacking):,} images of {', '.join(sorted(lost))}, which have no label"
+    raise DataError(
+        f"{named([images[place].place(root) for place in lacking], 3)} has no label in {source}, but others have: label all "
+        f"or none, or add --labels {NONE}"
+    )
+
+
+def _class_names(values: set[str], source: str, rules: Rules, root: str) -> tuple[str, ...]:
+    """Name of each label; labels that are neither all names nor all numbers without gaps are a DataError."""
+    known, numbers = rules.class_names, {int(value) for value in values if value.isdecimal() and source != FOLDERS}
+    if not values:
+        return known if len(known) == 1 else ("all",)
+    if numbers and len(numbers) < len(values):
+        name = min(value for value in values if not value.isdecimal())
+        raise DataError(f"{root}: of the labels in {source} some are numbers ({min(numbers)}), some names ({name!r})")
+    count = max(numbers) + 1 if numbers else len(values)
+    most = len(known) or rules.classes or _MOST_CLASSES
+    if count > most:
+        label = max(numbers) if numbers else f"{count:,} names of classes"
+        raise DataError(
+            f"{root}: there is the label {label} in {source}, but there are {most:,} classes, numbered from 0: correct it, "
+            "or choose a name of your own for the set, or other labels with --labels"
+        )
+    if not numbers:
+        if any(not value.isprintable() for value in values):
+            raise DataError(f"{root}: {named([ascii(v) for v in sorted(values) if not v.isprintable()])} cannot be the "
+                            "name of a class, as it is no readable text in UTF-8: rename it")
+        return tuple(sorted(values))
+    if known:
+        return known
+    if not rules.classes and (gaps := sorted(set(range(min(count, len(values) + 1))) - numbers)):
+        raise DataError(
+            f"{root}: the labels in {source} go up to {count - 1:,}, but there are none of {named([str(n) for n in gaps], 3)}: "
+            f"number the classes from 0 without gaps, or add --classes {count} if these just have no images here"
+        )
+    return tuple(map(str, range(rules.classes or count)))
+
+
+def _check_classes(groups: Mapping[str, Sequence[Item]], class_names: Sequence[str], root: str) -> None:
+    """Whether training sees every class of the other splits."""
+    trained = {item.label for item in groups.get("train", ())}
+    for split, items in groups.items():
+        unseen = sorted({item.label for item in items} - trained)
+        if unseen and trained:
+            names = named([repr(class_names[label]) for label in unseen], 3)
+            raise DataError(
+                f"{root}: the classes of {split} include {names}, of which train has no image: name classes alike in all "
+                "splits, choose other labels with --labels, or give the train folder alone"
+            )
+
+
+def _left_out(files: Sequence[File], images: set[File]) -> list[str]:
+    """A note for each kind of file that is not used."""
+    kinds: dict[str, list[str]] = {}
+    for file in files:
+        if file not in images:
+            kinds.setdefault(_why(file), []).append("/".join(file.path))
+    notes = []
+    for why, names in sorted(kinds.items(), key=lambda kind: -len(kind[1])):
+        notes.append(f"left out {len(names):,} {why.format(s='' if len(names) == 1 else 's')}, for example {names[0]}")
+    return notes
+
+
+def _why(file: File) -> str:
+    """The kind of a file that is no image, with the reason."""
+    if file.hidden:
+        return "hidden file{s}"
+    if archive_kind(file.path[-1]) or file.suffix in _UNREAD_ARCHIVES:
+        return f"{file.suffix} file{{s}} (to be unpacked first)"
+    if file.suffix in Image.registered_extensions():
+        return f"{file.suffix} file{{s}} (a kind of picture that is not read: convert to PNG)"
+    return f"{file.suffix or 'nameless kind of'} file{{s}} (no images)"
+
+
+def _dealt(groups: Mapping[str, Sequence[Item]], classes: int, rules: Rules) -> dict[str, tuple[Item, ...]]:
+    """The splits in the order of their shards, with one called test wherever there are images for it."""
+    if rules.kept:
+        return {split: tuple(items) for split, items in groups.items()}
+    if "train" not in groups:
+        raise DataError(f"the images are all of the split {', '.join(groups)}: give the folder that holds train too")
+    splits: dict[str, tuple[Item, ...]] = {}
+    for split, items in groups.items():
+        # Those of several classes in a fixed shuffled order.
+        order = range(len(items)) if classes == 1 else permutation(DEAL_SEED, 0, len(items))
+        splits[split] = tuple(items[place] for place in order)
+    if "val" in splits and "test" not in splits:
+        splits["test"] = splits.pop("val")
+    return splits if "test" in splits else _with_test(splits, rules.held_out)
+
+
+def _with_test(splits: Mapping[str, tuple[Item, ...]], held_out: int | None) -> dict[str, tuple[Item, ...]]:
+    """The splits, with the last images of train as test: of each class train keeps one."""
+    train = splits["train"]
+    wanted, left = held_out_of(len(train), held_out), Counter(item.label for item in train)
+    chosen: set[int] = set()
+    for place in range(len(train) - 1, -1, -1):
+        if len(chosen) < wanted and left[train[place].label] > 1:
+            left[train[place].label] -= 1
+            chosen.add(place)
+    if len(chosen) < wanted and held_out is not None:
+        raise DataError(f"{wanted} images cannot be held out, as no class may lose its last: give at most {len(chosen)}")
+    parts = {
+        "train": tuple(item for place, item in enumerate(train) if place not in chosen),
+        "test": tuple(item for place, item in enumerate(train) if place in chosen),
+    }
+    return {split: items for split, items in ({**splits, **parts}).items() if items}
+
+
+def held_out_of(count: int, wanted: int | None) -> int:
+    """Images of `count` that make up the test split where none is marked: by default a tenth, at most 1,000."""
+    if wanted is None:
+        return min(_MOST_HELD_OUT, count // 10)
+    if not 0 <= wanted < count:
+        raise DataError(f"{wanted} images cannot be held out of {count}: give a number from 0 to {count - 1}")
+    return wanted
