@@ -9,20 +9,37 @@ from typing import Any
 from data import store
 from data.catalog import DATASETS, facts
 from data.errors import DataError
-from data.manifest import MANIFEST_NAME, Manifest, Shard, SplitManifest, load_manifest, shard_problems, write_manifest
+from data.manifest import (
+    MANIFEST_NAME,
+    Making,
+    Manifest,
+    Shard,
+    SplitManifest,
+    load_manifest,
+    shard_problems,
+    write_manifest,
+)
 from data.prepare import tars
-from data.prepare.inspect import Choices, Source, check_name, laid_out, look_at, scanned
+from data.prepare.inspect import Choices, Source, check_name, laid_out, layout_of, look_at, scanned
 from data.prepare.layout import Layout
-from data.prepare.pack import SAMPLES_PER_SHARD
-from data.prepare.write import Runner, clear_notes, healthy, in_turn, pending, write_shards
+from data.prepare.origin import LARGEST_SHARD, check_effect, difference, making
+from data.prepare.write import (
+    LEFT_OUT,
+    Note,
+    Runner,
+    add,
+    clear_notes,
+    healthy,
+    in_turn,
+    most_left_out,
+    pending,
+    write_shards,
+)
 
 __all__ = ["Choices", "Progress", "prepare", "prepared"]
 
 Progress = Callable[[str, int, int], None]
 """Called with the split, the images written so far, and the images of the split."""
-
-_FIXED = ("digits", "cifar10")
-"""Sets of which every copy is the same, so that a whole one is known without its source."""
 
 
 def prepare(
@@ -51,25 +68,30 @@ def prepare(
     """
     choices = choices or Choices()
     check_name(name, choices, own_size=source is not None)
-    found = prepared(name, to, samples_per_shard=choices.samples_per_shard) if name in _FIXED else None
-    if found is not None:
+    if name in LARGEST_SHARD or source is None:
+        check_effect(name if name in LARGEST_SHARD else "folder", choices)
+        found = prepared(name, to, choices) if name in LARGEST_SHARD else None
+        if found is not None:
+            return found
+        with laid_out(name, source, choices, run) as layout:
+            return _write(layout, making(name, None, choices), to, choices, progress, run, tell)
+    place = look_at(name, source)
+    check_effect(place.kind, choices)
+    made = making(name, place, choices)
+    if (found := _there({"name": name}, made, to, choices.again)) is not None and found.made is not None:
+        clear_notes(to)
         return found
-    if name not in _FIXED and source is not None and not choices.rewrite:
-        place = look_at(name, source)
-        if place.kind == "tars":
-            return _describe_tars(name, place, to, choices, run)
-    with laid_out(name, source, choices, run) as layout:
-        for note in layout.notes:
-            tell(f"note: {note}")
-        return _write(layout, to, progress, run)
+    if place.kind == "tars" and not choices.rewrite:
+        return _describe_tars(name, place, made, to, choices, run)
+    return _write(layout_of(name, place, choices, run), made, to, choices, progress, run, tell)
 
 
-def prepared(name: str, to: str, *, samples_per_shard: int = SAMPLES_PER_SHARD) -> Manifest | None:
+def prepared(name: str, to: str, choices: Choices | None = None) -> Manifest | None:
     """The manifest at `to` if this very set (digits or cifar10) is there with every shard, else None.
 
     A different set at `to` is a DataError, so nothing is ever overwritten by mistake.
     """
-    known = facts(name)
+    known, choices = facts(name), choices or Choices()
     wanted = {
         "name": known.name,
         "resolution": known.resolution,
@@ -77,16 +99,21 @@ def prepared(name: str, to: str, *, samples_per_shard: int = SAMPLES_PER_SHARD) 
         "class_names": known.class_names,
         "flip": known.flip,
         "images": dict(known.splits),
-        "samples per shard": min(samples_per_shard, 10_000 if name == "cifar10" else max(known.splits.values())),
+        "samples per shard": min(choices.samples_per_shard, LARGEST_SHARD[name]),
     }
-    return _there(wanted, to)
+    return _there(wanted, making(name, None, choices), to, choices.again)
 
 
-def _there(wanted: Mapping[str, Any], to: str) -> Manifest | None:
-    """The manifest at `to` if it states what is wanted and every shard is there; another set is a DataError."""
+def _there(wanted: Mapping[str, Any], made: Making, to: str, again: bool) -> Manifest | None:
+    """The manifest at `to` if it states what is wanted, was made so, and every shard is there.
+
+    Another set is a DataError; so is the same set made otherwise, unless it is to be made again.
+    """
     if not store.exists(store.join(to, MANIFEST_NAME)):
         return None
     found = load_manifest(to)
+    if again and found.name == wanted["name"]:
+        return None
     actual = {
         "name": found.name,
         "resolution": found.resolution,
@@ -96,62 +123,105 @@ def _there(wanted: Mapping[str, Any], to: str) -> Manifest | None:
         "images": {split: part.count for split, part in found.splits.items()},
         "samples per shard": max(shard.count for part in found.splits.values() for shard in part.shards),
     }
+    # What a set was made of and how decides these two.
+    known = {"images", "samples per shard"} if found.made else set[str]()
     for fact, value in wanted.items():
-        if actual[fact] != value:
+        if fact not in known and actual[fact] != value:
             texts = repr(actual[fact]), repr(value)
             is_now, asked = (text if len(text) <= 100 else f"{text[:100]}..." for text in texts)
             raise DataError(
                 f"{to} holds a different data set: its {fact} is {is_now}, not {asked}. "
                 "Choose another URL, or remove that set first."
             )
+    if (problem := difference(found, made)) is not None:
+        raise DataError(
+            f"{to} holds a finished set, but {problem}. Choose another URL, or add --again to make the set anew."
+        )
     return None if shard_problems(to, found) else found
 
 
-def _write(layout: Layout, to: str, progress: Progress | None, run: Runner) -> Manifest:
+def _write(
+    layout: Layout,
+    made: Making,
+    to: str,
+    choices: Choices,
+    progress: Progress | None,
+    run: Runner,
+    tell: Callable[[str], None],
+) -> Manifest:
     """What is missing of the layout, then the manifest."""
+    for note in layout.notes:
+        tell(f"note: {note}")
+    total, form = layout.counts, layout.form
     wanted = {
         "name": layout.name,
-        "resolution": layout.form.resolution,
-        "channels": layout.form.channels,
+        "resolution": form.resolution,
+        "channels": form.channels,
         "class_names": layout.class_names,
         "flip": layout.flip,
-        "images": layout.counts,
+        "images": total,
         "samples per shard": max(count for shards in layout.ranges for count in shards.counts),
     }
-    if (found := _there(wanted, to)) is not None:
+    if (found := _there(wanted, made, to, choices.again)) is not None:
         clear_notes(to)
         return found
     store.check_writable(to)
     # Without its manifest the set does not count as whole until the last lines.
     store.remove(store.join(to, MANIFEST_NAME))
-    done, missing = pending(layout, to)
-    total, counts = layout.counts, dict.fromkeys(layout.counts, 0)
-    shards: dict[str, dict[int, Shard]] = {split: {} for split in total}
-    for split, index, shard in chain(done, healthy(run(partial(write_shards, to=to, form=layout.form), missing))):
-        shards[split][index] = shard
-        counts[split] += shard.count
+    leave_out, left_out = choices.skip_bad is not None, list[str]()
+    done, missing = pending(layout, to, leave_out)
+    call = partial(write_shards, to=to, form=form, leave_out=leave_out)
+    written: dict[str, dict[int, Note]] = {split: {} for split in total}
+    counts = dict.fromkeys(total, 0)
+    most = most_left_out(choices.skip_bad, sum(total.values()))
+    for split, index, note in healthy(chain(done, run(call, missing)), most, left_out):
+        written[split][index] = note
+        counts[split] += note.shard.count + len(note.left_out)
         if progress is not None:
             progress(split, counts[split], total[split])
+    _tell_of(written, left_out, to, tell)
+    splits = {
+        split: SplitManifest(
+            count=sum(note.shard.count for note in notes.values()),
+            shards=tuple(notes[index].shard for index in sorted(notes)),
+        )
+        for split, notes in written.items()
+    }
     manifest = Manifest(
         name=layout.name,
-        resolution=layout.form.resolution,
-        channels=layout.form.channels,
+        resolution=form.resolution,
+        channels=form.channels,
         class_names=layout.class_names,
         flip=layout.flip,
-        splits={
-            split: SplitManifest(count=total[split], shards=tuple(found[index] for index in range(len(found))))
-            for split, found in shards.items()
-        },
+        splits=splits,
+        made=replace(made, left_out={split: total[split] - part.count for split, part in splits.items()}),
     )
     write_manifest(to, manifest)
     clear_notes(to)
     return manifest
 
 
-def _describe_tars(name: str, source: Source, to: str, choices: Choices, run: Runner) -> Manifest:
+def _tell_of(
+    written: Mapping[str, Mapping[int, Note]], left_out: list[str], to: str, tell: Callable[[str], None]
+) -> None:
+    """Tells what was done with images that their owner should know, and lists those that were left out."""
+    remarks: dict[str, tuple[int, str]] = {}
+    for notes in written.values():
+        for index in sorted(notes):
+            add(remarks, notes[index].remarks)
+    for remark, (count, example) in remarks.items():
+        tell(f"note: {count:,} images {remark}, for example {example}")
+    place = store.join(to, LEFT_OUT)
+    store.remove(place)
+    if left_out:
+        store.write_bytes(place, "".join(f"{problem}\n" for problem in sorted(left_out)).encode())
+        tell(f"note: {len(left_out):,} images are left out, as {place} lists, for example {min(left_out)}")
+
+
+def _describe_tars(name: str, source: Source, made: Making, to: str, choices: Choices, run: Runner) -> Manifest:
     """A manifest under `to` for the tars of an existing WebDataset, which stay as they are; made once."""
     root = "" if store.absolute(to).rstrip("/") == store.absolute(source.root).rstrip("/") else source.root
-    if (found := _there({"name": name}, to)) is not None:
+    if (found := _there({"name": name}, made, to, choices.again)) is not None:
         return found
     store.check_writable(to)
     scans = scanned(source, run)
@@ -180,6 +250,7 @@ def _describe_tars(name: str, source: Source, to: str, choices: Choices, run: Ru
             for split, found in shards.items()
         },
         root=root and store.absolute(root),
+        made=made,
     )
     write_manifest(to, manifest)
     return manifest

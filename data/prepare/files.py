@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
@@ -44,32 +45,38 @@ class Item:
 
 def folder_entries(root: str, items: Sequence[Item], start: int, stop: int) -> Iterator[Encoded]:
     """Image files of a folder; those of a server are read by several threads, as each takes a moment to answer."""
-    with ThreadPoolExecutor(max_workers=1 if store.is_local(root) else _READERS) as pool:
-        for first in range(start, stop, _READ_AHEAD):
-            group = items[first : min(first + _READ_AHEAD, stop)]
+    if store.is_local(root):
+        for item in items[start:stop]:
+            yield _encoded(item, store.read_bytes(store.join(root, item.name)), root)
+        return
+    with ThreadPoolExecutor(max_workers=_READERS) as pool:
+        while start < stop:
+            # At most so many bytes are held at a time, or a single file.
+            held = accumulate(item.size for item in items[start : min(start + _READ_AHEAD, stop)])
+            group = items[start : start + max(1, sum(size <= LARGEST_FILE for size in held))]
             payloads = pool.map(store.read_bytes, [store.join(root, item.name) for item in group])
             for item, payload in zip(group, payloads, strict=True):
                 yield _encoded(item, payload, root)
+            start += len(group)
 
 
 def zip_entries(root: str, items: Sequence[Item], start: int, stop: int) -> Iterator[Encoded]:
     """Image files of a zip file, the checksum of each compared."""
     with open_seekable(root) as file, open_zip(file, root) as archive:
         for item in items[start:stop]:
-            where = f"{root}/{item.name}"
+            payload, problem = b"", ""
             try:
                 payload = archive.read(item.name)
             except DataError:
                 raise
-            except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, KeyError) as error:
-                raise DataError(f"{where} cannot be read ({error}): download the zip file again") from error
             except Exception as error:  # zlib.error and lzma.LZMAError have no base but Exception
-                raise DataError(f"{where} is damaged ({error}): download the zip file again") from error
-            yield _encoded(item, payload, root)
+                problem = f"cannot be read ({error}): download the zip file again"
+            yield _encoded(item, payload, root, problem)
 
 
-def _encoded(item: Item, payload: bytes, root: str) -> Encoded:
-    return Encoded(key=f"{item.number:08d}", payload=payload, label=item.label, where=f"{root}/{item.name}")
+def _encoded(item: Item, payload: bytes, root: str, problem: str = "") -> Encoded:
+    where = f"{root}/{item.name}"
+    return Encoded(key=f"{item.number:08d}", payload=payload, label=item.label, where=where, problem=problem)
 
 
 def open_zip(file: BinaryIO, where: str) -> zipfile.ZipFile:

@@ -1,20 +1,22 @@
 """From a name and a source to a layout: which kind of source it is, and what is to be written from it."""
 
+import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import PurePosixPath
+from typing import Literal
 
 from data import store
 from data.catalog import DATASETS, facts
 from data.errors import DataError
 from data.prepare import cifar10, digits, files, imagenet64, lsun, tars
 from data.prepare.layout import Layout, Stretch, shard_ranges
-from data.prepare.pack import SAMPLES_PER_SHARD, Form, default_encoding
+from data.prepare.pack import SAMPLES_PER_SHARD, Filter, Fit, Form, default_encoding
 from data.prepare.remote import open_seekable
-from data.prepare.write import Runner
+from data.prepare.write import Runner, most_left_out
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 
@@ -31,6 +33,15 @@ class Choices:
         held_out: Images for the test split where the source marks none; by default a tenth, at most 1,000.
         samples_per_shard: Images in a shard.
         rewrite: Crop and resize an existing WebDataset into new shards, rather than describe its tars as they are.
+        fit: How an image becomes a square: its middle is cut out (crop), the whole is laid on the background (pad) or
+            stretched, or it must be one of the right size (none); or exactly as the reference statistics of that name
+            were made.
+        filter: How pixels are put together: their mean by area, or Pillow's lanczos or bicubic.
+        small: Whether images that are too small are refused, or enlarged (bicubic, or lanczos if that is the filter).
+        background: Colour below transparent parts and around padded images: a name or #rrggbb.
+        skip_bad: Leave out images that cannot be read or are too small: at most so many (20), or a share (1%); what is
+            left out is listed in left-out.txt beside the manifest.
+        again: Make a finished set anew, where its source or the options are not what it was made with.
     """
 
     resolution: int | None = None
@@ -40,9 +51,16 @@ class Choices:
     held_out: int | None = None
     samples_per_shard: int = SAMPLES_PER_SHARD
     rewrite: bool = False
+    fit: Fit = "crop"
+    filter: Filter = "area"
+    small: Literal["refuse", "enlarge"] = "refuse"
+    background: str = "black"
+    skip_bad: str | None = None
+    again: bool = False
 
     def __post_init__(self) -> None:
         """Checks what no later step would."""
+        most_left_out(self.skip_bad, 1)
         if self.samples_per_shard < 1:
             raise DataError(f"samples per shard is {self.samples_per_shard}: give at least 1")
 
@@ -55,11 +73,36 @@ class Source:
         root: URL of the folder or zip file.
         listing: Bytes of each file in it, by path.
         kind: "npz", "lmdb", "tars", "zip" or "folder".
+        marks: For each file what changes when it is replaced: its ETag, the time of its last change, or its checksum.
     """
 
     root: str
     listing: Mapping[str, int]
     kind: str
+    marks: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def files(self) -> dict[str, int]:
+        """Those that can decide what is in a set: of tars, an lmdb or npz batches not what else lies there."""
+        names = {"tars": (".tar", ".tgz"), "lmdb": (lsun.DATABASE,), "npz": (".npz",)}.get(self.kind, ("",))
+        return {
+            path: size
+            for path, size in self.listing.items()
+            if any(name in path.lower() for name in names)
+            and not any(part.startswith(".") for part in PurePosixPath(path).parts)
+        }
+
+    def version(self, paths: Iterable[str]) -> str:
+        """Differs when one of these files was replaced."""
+        return digest(self.marks.get(path, "") for path in paths)
+
+
+def digest(texts: Iterable[str]) -> str:
+    """One hash of several texts, which may hold names that are not UTF-8."""
+    whole = hashlib.sha256()
+    for text in texts:
+        whole.update(text.encode("utf-8", "surrogateescape") + b"\0")
+    return whole.hexdigest()
 
 
 def check_name(name: str, choices: Choices, *, own_size: bool = False) -> None:
@@ -93,14 +136,17 @@ def check_name(name: str, choices: Choices, *, own_size: bool = False) -> None:
 
 def look_at(name: str, source: str) -> Source:
     """What kind of source that is, from its listing alone."""
-    listing = store.walk(source)
+    versions = store.versions(source)
+    listing, marks = ({path: getattr(each, part) for path, each in versions.items()} for part in ("length", "mark"))
     if listing.keys() == {""}:
         if source.lower().endswith(".zip"):
             with open_seekable(source) as file, files.open_zip(file, source) as archive:
                 members = sorted(archive.infolist(), key=lambda member: member.filename)
-            return Source(root=source, listing={each.filename: each.file_size for each in members}, kind="zip")
+            sizes = {each.filename: each.file_size for each in members}
+            checksums = {each.filename: f"{each.CRC:08x}" for each in members}
+            return Source(root=source, listing=sizes, kind="zip", marks=checksums)
         root, _, file = source.rpartition("/")
-        source, listing = root or ".", {file: listing[""]}
+        source, listing, marks = root or ".", {file: listing[""]}, {file: marks[""]}
     if not listing:
         raise DataError(f"there are no files at {source}: check the path")
     names = {PurePosixPath(path).name for path in listing}
@@ -110,7 +156,7 @@ def look_at(name: str, source: str) -> Source:
         kind = "lmdb"
     else:
         kind = "tars" if any(path.lower().endswith(".tar") for path in listing) else "folder"
-    return Source(root=source, listing=listing, kind=kind)
+    return Source(root=source, listing=listing, kind=kind, marks=marks)
 
 
 @contextmanager
@@ -150,9 +196,9 @@ def layout_of(name: str, source: Source, choices: Choices, run: Runner) -> Layou
     stretches: dict[str, list[Stretch]] = {}
     if source.kind == "npz":
         stretches, notes = imagenet64.batches(source.listing, root)
-        return _layout(name, choices, stretches, notes=notes)
+        return _layout(name, choices, _of_version(stretches, source), notes=notes)
     if source.kind == "lmdb":
-        stretches = lsun.databases(source.listing, root, size=size, held_out=held_out)
+        stretches = _of_version(lsun.databases(source.listing, root, size=size, held_out=held_out), source)
         return _layout(name, choices, stretches, classes=None if name in DATASETS else ("all",))
     if source.kind == "tars":
         scans = scanned(source, run)
@@ -164,8 +210,22 @@ def layout_of(name: str, source: Source, choices: Choices, run: Runner) -> Layou
     read = partial(files.zip_entries if source.kind == "zip" else files.folder_entries, root)
     for split, items in splits.items():
         groups = [items[start : start + size] for start in range(0, len(items), size)]
-        stretches[split] = [Stretch(kind=source.kind, images=group, count=len(group), read=read) for group in groups]
+        stretches[split] = [
+            Stretch(
+                kind=source.kind,
+                images=group,
+                count=len(group),
+                read=read,
+                version=source.version(item.name for item in group),
+            )
+            for group in groups
+        ]
     return _layout(name, choices, stretches, classes=classes if labelled else None, notes=notes)
+
+
+def _of_version(stretches: Mapping[str, list[Stretch]], source: Source) -> dict[str, list[Stretch]]:
+    version = source.version(sorted(source.files))
+    return {split: [replace(stretch, version=version) for stretch in found] for split, found in stretches.items()}
 
 
 def scanned(source: Source, run: Runner) -> list[tars.Scan]:
@@ -190,7 +250,15 @@ def _layout(
     names = facts(name).class_names if classes is None else classes
     layout = Layout(
         name=name,
-        form=Form(resolution=resolution, channels=channels, encoding=encoding),
+        form=Form(
+            resolution=resolution,
+            channels=channels,
+            encoding=encoding,
+            fit=choices.fit,
+            filter=choices.filter,
+            background=choices.background,
+            enlarge=choices.small == "enlarge",
+        ),
         class_names=names,
         flip=known.flip if known else choices.flip,
         ranges=tuple(

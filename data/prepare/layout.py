@@ -19,12 +19,14 @@ class Encoded:
         payload: The image file.
         label: Its class, from 0.
         where: Its place in the source, for messages.
+        problem: Why it cannot be read; "" if it can.
     """
 
     key: str
     payload: bytes
     label: int
     where: str
+    problem: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +38,14 @@ class Stretch:
         images: Which images these are; its `repr` does not say where the source happens to lie.
         count: How many they are.
         read: Called with `images`, a start and a stop: the images between these, in their order.
+        version: Differs when one of the images was replaced by another of the same size.
     """
 
     kind: str
     images: Any
     count: int
     read: Callable[[Any, int, int], Iterator[Sample | Encoded]] = field(repr=False, compare=False)
+    version: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from PIL import Image
 from data import store
 from data.decode import IMAGE_EXTENSIONS, JSON_EXTENSION, LABEL_EXTENSION, label_of, members
 from data.errors import DataError
+from data.prepare import colours
 from data.prepare.files import split_of
 from data.prepare.layout import Encoded
 from data.prepare.pixels import LARGEST_FILE
@@ -59,6 +60,7 @@ class Scan:
         members: Its images.
         forms: The (height, width, channels) that occur, each with the first key that has it; 0 channels stand for
             colour spaces other than grey and RGB.
+        needs: What some images would need before they could be trained on, each with the first key that needs it.
     """
 
     path: str
@@ -67,6 +69,7 @@ class Scan:
     sha256: str
     members: tuple[Member, ...]
     forms: Mapping[tuple[int, int, int], str]
+    needs: Mapping[str, str]
 
 
 def entries(root: str, scan: Scan, start: int, stop: int) -> Iterator[Encoded]:
@@ -96,7 +99,8 @@ def scan(path: str, root: str) -> Iterator[Scan]:
         file.seek(0)
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
-                found, forms, odd = _images(tar, file, url)
+                needs: dict[str, str] = {}
+                found, forms, odd = _images(tar, file, url, needs)
                 file.seek(tar.offset)
                 ended = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
                 more = any(block.strip(b"\0") for block in iter(partial(file.read, _BLOCK), b""))
@@ -116,7 +120,7 @@ def scan(path: str, root: str) -> Iterator[Scan]:
     place = PurePosixPath(path)
     marks = {split_of(part) for part in (place.name.partition(".")[0], *place.parent.parts)}
     split = "test" if {"val", "test"} & marks else "train"
-    yield Scan(path=path, split=split, bytes=length, sha256=digest, members=found, forms=forms)
+    yield Scan(path=path, split=split, bytes=length, sha256=digest, members=found, forms=forms, needs=needs)
 
 
 @contextmanager
@@ -136,9 +140,9 @@ def _fetched(url: str, expected_bytes: int | None, sha256: str | None) -> Iterat
 
 
 def _images(
-    tar: tarfile.TarFile, file: BinaryIO, where: str
+    tar: tarfile.TarFile, file: BinaryIO, where: str, needs: dict[str, str]
 ) -> tuple[tuple[Member, ...], dict[tuple[int, int, int], str], set[str]]:
-    """The images, their forms, and the keys that have a label but no image."""
+    """The images, their forms, and the keys that have a label but no image; what images need is put into `needs`."""
     places: dict[str, tuple[int, int]] = {}
     labels: dict[str, dict[str, int]] = {JSON_EXTENSION: {}, LABEL_EXTENSION: {}}
     forms: dict[tuple[int, int, int], str] = {}
@@ -151,6 +155,8 @@ def _images(
             try:
                 with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
                     form = image.height, image.width, _CHANNELS_OF_MODE.get(image.mode, 0)
+                    for need in colours.needs(image):
+                        needs.setdefault(need, key)
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 raise DataError(
                     f"{where}: {key}: not a readable PNG, JPEG, WebP or PPM image: replace or remove it"
@@ -187,6 +193,12 @@ def form_of(scans: list[Scan], root: str) -> tuple[int, int]:
         for (height, width, channels), (scan, key) in found.items()
     ]
     height, width, channels = next(iter(found))
+    for scan in scans:
+        for need, key in scan.needs.items():
+            raise DataError(
+                f"{store.join(root, scan.path)}: {key} and maybe others {need}. Nothing is done with images that are "
+                "trained on as they lie: add --rewrite --resolution N to write them into new shards"
+            )
     if len(found) > 1 or height != width or not channels:
         raise DataError(
             f"{'; '.join(described[:2])}. Images that are trained on as they lie must be squares of one size, grey or "

@@ -21,7 +21,7 @@ def test_a_sound_set_is_counted_and_sampled(tmp_path: Path, random_samples, writ
     samples = random_samples(25)
     manifest = write_set(str(tmp_path), samples)
     seen = list(examined(str(tmp_path), manifest, 6, lambda call, shards: sent(call, shards, manifest)))
-    assert [found.problem for found in seen] == [""] * 3
+    assert [found.problems for found in seen] == [()] * 3
     assert sum(found.labels for found in seen).tolist() == [7, 6, 6, 6]  # type: ignore[union-attr]
     assert [len(found.images) for found in seen] == [2, 2, 2]
     kept = np.concatenate([found.images for found in seen])
@@ -37,10 +37,10 @@ def test_one_changed_byte_anywhere_is_found(tmp_path: Path, random_samples, writ
     for place in (0, 600, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         found = list(examined(str(tmp_path), manifest, None))
-        assert [bool(seen.problem) for seen in found] == [False, True, False]
-        assert f"{path} is damaged" in found[1].problem
+        assert [bool(seen.problems) for seen in found] == [False, True, False]
+        assert f"{path} is damaged" in found[1].problems[0]
     path.unlink()
-    assert str(path) in list(examined(str(tmp_path), manifest, None))[1].problem
+    assert str(path) in list(examined(str(tmp_path), manifest, None))[1].problems[0]
 
 
 def test_a_contact_sheet_reads_like_a_page() -> None:

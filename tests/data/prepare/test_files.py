@@ -167,7 +167,7 @@ def test_damaged_images_are_named_in_one_error_and_the_rest_is_kept(tmp_path: Pa
     # The shards of four images that hold none of the three are there; the manifest is not.
     assert store.list_names(str(tmp_path / "set")) == ["test-000000.tar", "train-000001.tar", "train-000004.tar"]
     kept = (tmp_path / "set" / "train-000001.tar").stat().st_mtime_ns
-    fill(source, content)
+    fill(source, {name: content[name] for name in bad})
     manifest = prepare("x", source, str(tmp_path / "set"), choices=CHOICES)
     assert (tmp_path / "set" / "train-000001.tar").stat().st_mtime_ns == kept
     assert prepare("x", source, str(tmp_path / "fresh"), choices=CHOICES) == manifest
