@@ -117,7 +117,10 @@ def needs(image: Image.Image) -> tuple[str, ...]:
 
 def _frames(image: Image.Image) -> bool:
     """Whether it is an animation or has several pages; the second picture of a photograph (MPO) is its preview."""
-    return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+    try:
+        return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+    except Exception as error:  # Pillow's readers of damaged files raise anything
+        raise ValueError(f"damaged behind its first frame: {error}") from error
 
 
 def reader(

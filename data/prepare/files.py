@@ -44,18 +44,23 @@ class Item:
 
 
 def folder_entries(root: str, items: Sequence[Item], start: int, stop: int) -> Iterator[Encoded]:
-    """Image files of a folder; those of a server are read by several threads, as each takes a moment to answer."""
+    """Image files of a folder; those of a server are read by several threads, as each takes a moment to answer.
+
+    What they hold that was not given yet is at most 64 MiB together, or a single file.
+    """
+
+    def content(item: Item) -> bytes:
+        return b"" if problem_of(item.size) else store.read_bytes(store.join(root, item.name))
+
     if store.is_local(root):
         for item in items[start:stop]:
-            yield _encoded(item, store.read_bytes(store.join(root, item.name)), root)
+            yield _encoded(item, content(item), root)
         return
     with ThreadPoolExecutor(max_workers=_READERS) as pool:
         while start < stop:
-            # At most so many bytes are held at a time, or a single file.
             held = accumulate(item.size for item in items[start : min(start + _READ_AHEAD, stop)])
             group = items[start : start + max(1, sum(size <= LARGEST_FILE for size in held))]
-            payloads = pool.map(store.read_bytes, [store.join(root, item.name) for item in group])
-            for item, payload in zip(group, payloads, strict=True):
+            for item, payload in zip(group, pool.map(content, group), strict=True):
                 yield _encoded(item, payload, root)
             start += len(group)
 
@@ -66,7 +71,7 @@ def zip_entries(root: str, items: Sequence[Item], start: int, stop: int) -> Iter
         for item in items[start:stop]:
             payload, problem = b"", ""
             try:
-                payload = archive.read(item.name)
+                payload = b"" if problem_of(item.size) else archive.read(item.name)
             except DataError:
                 raise
             except Exception as error:  # zlib.error and lzma.LZMAError have no base but Exception
@@ -75,8 +80,13 @@ def zip_entries(root: str, items: Sequence[Item], start: int, stop: int) -> Iter
 
 
 def _encoded(item: Item, payload: bytes, root: str, problem: str = "") -> Encoded:
-    where = f"{root}/{item.name}"
+    where, problem = f"{root}/{item.name}", problem or problem_of(item.size)
     return Encoded(key=f"{item.number:08d}", payload=payload, label=item.label, where=where, problem=problem)
+
+
+def problem_of(size: int) -> str:
+    """Why a file of so many bytes is not read; "" if it is."""
+    return "" if 0 < size <= LARGEST_FILE else f"has {size} bytes, not 1 to {LARGEST_FILE}"
 
 
 def open_zip(file: BinaryIO, where: str) -> zipfile.ZipFile:
@@ -133,9 +143,6 @@ def _images(listing: Mapping[str, int], root: str) -> list[str]:
             images.append(name)
     if not images:
         raise DataError(f"there are no images (PNG, JPEG, WebP, PPM, BMP) at {root}: check the path")
-    for name in images:
-        if not 0 < listing[name] <= LARGEST_FILE:
-            raise DataError(f"{root}/{name} has {listing[name]} bytes, not 1 to {LARGEST_FILE}: remove or replace it")
     return images
 
 
@@ -169,11 +176,18 @@ def _with_test(found: Mapping[str, tuple[Item, ...]], held_out: int | None) -> d
     if "val" in splits and "test" not in splits:
         splits["test"] = splits.pop("val")
     if "test" in splits:
+        check_unmarked(held_out)
         return splits
     train = splits["train"]
     kept = len(train) - held_out_of(len(train), held_out)
     splits |= {"train": train[:kept], "test": train[kept:]}
     return {split: items for split, items in splits.items() if items}
+
+
+def check_unmarked(held_out: int | None) -> None:
+    """Called where the source marks a test split: holding out images of the training split too is a DataError."""
+    if held_out is not None:
+        raise DataError("--held-out has no effect on a source that marks its test split: leave it out")
 
 
 def held_out_of(count: int, wanted: int | None) -> int:

@@ -42,7 +42,7 @@ def check_effect(kind: str, choices: Choices) -> None:
     for each in fields(Choices):
         idle = kind not in _EFFECTIVE.get(each.name, {kind}) and getattr(choices, each.name) != each.default
         if idle:
-            more = ": add --rewrite to write new shards" if kind == "tars" and each.name != "held_out" else ""
+            more = ", or add --rewrite to write new shards" if kind == "tars" and each.name != "held_out" else ""
             raise DataError(f"{_flag(each.name)} has no effect on {_NAMES_OF_KINDS[kind]}: leave it out{more}")
     if choices.fit in EXACT_FORMS and choices.filter != "area":
         raise DataError(f"--filter has no effect with --fit {choices.fit}, which states its own: leave it out")

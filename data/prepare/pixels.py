@@ -1,12 +1,13 @@
 """An image file of any size -> square uint8 pixels: cut, padded or stretched, then resized by a stated filter."""
 
 import io
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageColor, UnidentifiedImageError
+from PIL import Image, ImageColor
 
 from data.errors import DataError
 from data.prepare import colours
@@ -30,6 +31,8 @@ _SUFFIXES = {
 }
 """Kinds of file that may be read, by Pillow's names: none of these runs another program, as EPS does."""
 
+# What is too large for them is an error here, with a message of its own.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 Image.init()
 FORMATS = tuple(kind for kind in _SUFFIXES if kind in Image.OPEN)
 """Those that this Pillow can read."""
@@ -189,7 +192,9 @@ def square(payload: bytes, form: Form, where: str) -> tuple[NDArray[np.uint8], s
                 remarks.add(colours.TURNED)
             remarks |= _check_size(form, *upright.size, where)
             return _padded(_fitted(upright, plain, form), form), remarks
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's readers of damaged files raise anything
         problem = str(error).replace(" <_io.BytesIO object", "").split(" at 0x")[0]
         raise DataError(f"{where}: no readable image ({problem})") from error
 

@@ -14,7 +14,7 @@ from data import store
 from data.errors import DataError
 from data.manifest import Manifest
 from data.prepare import Choices, prepare
-from data.prepare.files import sort_out
+from data.prepare.files import Item, folder_entries, sort_out
 from data.prepare.inspect import layout_of, look_at
 from data.prepare.layout import Stretch, shard_ranges
 from data.prepare.write import in_turn
@@ -91,7 +91,7 @@ def test_ffhq_holds_out_its_last_images_and_folders_are_no_classes(tmp_path: Pat
 
 
 def listed(*names: str) -> dict[str, list[str]]:
-    splits, class_names, _ = sort_out(dict.fromkeys(names, 1), "root", labelled=True, held_out=0)
+    splits, class_names, _ = sort_out(dict.fromkeys(names, 1), "root", labelled=True, held_out=None)
     return {
         split: sorted(f"{class_names[item.label]}:{item.name}" for item in items) for split, items in splits.items()
     }
@@ -150,9 +150,12 @@ def test_listings_that_make_no_set(names: list[str], message: str) -> None:
         sort_out(dict.fromkeys(names, 1), "root", labelled=True, held_out=None)
 
 
-def test_sizes_are_bounded_before_anything_is_read() -> None:
-    with pytest.raises(DataError, match=r"root/a\.png has 68719476736 bytes"):
-        sort_out({"a.png": 2**36}, "root", labelled=True, held_out=None)
+def test_sizes_are_bounded_before_anything_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "a.png").open("wb") as file:
+        file.truncate(2**36)  # it would not fit in memory
+    item = Item(name="a.png", size=2**36, label=0, number=0)
+    (entry,) = folder_entries(str(tmp_path), [item], 0, 1)
+    assert (entry.payload, entry.problem) == (b"", "has 68719476736 bytes, not 1 to 67108864")
     with pytest.raises(DataError, match="7 images cannot be held out of 7"):
         sort_out({f"{n}.png": 1 for n in range(7)}, "root", labelled=True, held_out=7)
 
