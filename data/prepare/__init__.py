@@ -179,6 +179,9 @@ def _write(
         counts[split] += note.shard.count + len(note.left_out)
         if progress is not None:
             progress(split, counts[split], total[split])
+    for split, notes in written.items():
+        if not notes:
+            raise DataError(f"no image of the split {split} can be used, for example {min(left_out)}")
     _tell_of(written, left_out, to, tell)
     splits = {
         split: SplitManifest(

@@ -120,7 +120,7 @@ def add(remarks: dict[str, tuple[int, str]], more: Mapping[str, tuple[int, str]]
 
 def most_left_out(skip_bad: str | None, total: int) -> int:
     """How many of `total` images may be left out: `skip_bad` is a number, or a share such as "1%"; None for none."""
-    number = re.fullmatch(r"(\d{1,12})|(\d{1,2}(?:\.\d{1,6})?|100)%", skip_bad or "0")
+    number = re.fullmatch(r"(\d{1,12})|(\d{1,2}(?:\.\d{1,6})?|100)%", "0" if skip_bad is None else skip_bad)
     if number is None:
         raise DataError(f"--skip-bad {skip_bad} is neither a number of images, such as 20, nor a share, such as 1%")
     return int(number[1]) if number[1] else int(total * float(number[2]) / 100)

@@ -1,9 +1,11 @@
 """The command: prepare, verify, inspect; in parallel on Ray, and killed while it is."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -62,6 +64,29 @@ def test_damage_is_listed_by_verify_and_inspect(command: Command, tmp_path: Path
     assert "there is no data set at" in command("prepare", "verify", str(tmp_path / "nothing")).error
 
 
+def test_an_image_that_was_cut_off_in_a_tar_is_found_by_verify(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with tarfile.open(tmp_path / "in" / "a.tar", "w") as archive:
+        for number in range(6):
+            buffer = io.BytesIO()
+            image = np.random.default_rng(number).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            Image.fromarray(image).save(buffer, format="JPEG")
+            payload = buffer.getvalue()[: -200 if number in (2, 4) else None]
+            member = tarfile.TarInfo(f"{number}.jpg")
+            member.size = len(payload)
+            archive.addfile(member, io.BytesIO(payload))
+    place = str(tmp_path / "set")
+    assert command("prepare", "mine", "--source", str(tmp_path / "in"), "--to", place).code == 0
+    assert "every byte is as the manifest says" in command("prepare", "verify", place, "--bytes-only").out
+    for form in ("verify", "inspect"):
+        error = command("prepare", form, place).error
+        assert all(f"{tmp_path}/in/a.tar: sample {number}: " in error for number in (2, 4))
+        assert "--rewrite --resolution 64 --skip-bad 2" in error
+    options = ("--source", str(tmp_path / "in"), "--rewrite", "--resolution", "64", "--skip-bad", "2")
+    assert command("prepare", "mine", *options, "--to", f"{place}-anew").code == 0
+    assert "every image can be decoded" in command("prepare", "verify", f"{place}-anew").out
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -71,6 +96,9 @@ def test_damage_is_listed_by_verify_and_inspect(command: Command, tmp_path: Path
         ("prepare pets --source {in} --resolution 8 --encoding jpg", "choose from raw, png, webp"),
         ("prepare pets --source {in} --resolution 8 --channels 2", "give 1 (grey) or 3 (RGB)"),
         ("prepare pets --source {in}/none --resolution 8", "no files at"),
+        ("prepare pets --source {in} --resolution 8 --skip-bad many", "neither a number of images"),
+        ("prepare pets --source {in} --resolution 8 --fit edm-imagenet64", "is a form of 64 px, not 8"),
+        ("prepare pets --source {in} --resolution 8 --rewrite", "--rewrite has no effect on a folder of images"),
     ],
 )
 def test_wrong_requests_are_explained(command: Command, tmp_path: Path, line: str, said: str) -> None:

@@ -2,7 +2,10 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,8 @@ from data.errors import DataError
 from data.prepare import pixels
 from data.prepare.pack import Fit, Form
 from data.prepare.pixels import square
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def file_of(image: np.ndarray, form: str = "PNG") -> bytes:
@@ -169,3 +174,42 @@ def bomb(side: int) -> bytes:
 def test_what_cannot_be_used_is_named(payload: bytes, problem: str) -> None:
     with pytest.raises(DataError, match=rf"^the/image\.png: {problem}"):
         square(payload, Form(resolution=6, channels=3, encoding="raw"), "the/image.png")
+
+
+PEAK = """
+import resource, sys
+from data.prepare.pack import Form
+from data.prepare.pixels import square
+payload, form = open(sys.argv[1], "rb").read(), Form(resolution=64, channels=3, encoding="raw", filter=sys.argv[2])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+square(payload, form, "x")
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("form", "side", "options", "filter", "most"),
+    [
+        ("PNG", 8192, {"compress_level": 1}, "area", 320),
+        ("PNG", 8192, {"compress_level": 1, "exif": True}, "area", 600),
+        ("PNG", 8192, {"compress_level": 1}, "lanczos", 600),
+        ("JPEG", 8192, {}, "lanczos", 60),
+        ("JPEG", 8192, {"progressive": True, "subsampling": 0}, "area", 450),
+        ("WEBP", 5790, {"method": 0}, "area", 600),
+        ("TIFF", 8192, {"compression": "tiff_lzw"}, "area", 600),
+        ("GIF", 8192, {}, "area", 600),
+    ],
+)
+def test_the_largest_image_takes_a_bounded_amount_of_memory(
+    tmp_path: Path, form: str, side: int, options: dict[str, Any], filter: str, most: int
+) -> None:
+    assert side**2 <= pixels.MOST_PIXELS
+    if "exif" in options:
+        options["exif"] = Image.Exif()
+        options["exif"][0x0112] = 6
+    small = Image.fromarray(noise(64, 64, 3)).convert("P" if form == "GIF" else "RGB")
+    small.resize((side, side), Image.Resampling.NEAREST).save(tmp_path / "x", form, **options)
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "x"), filter]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= most
