@@ -4,25 +4,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import chain
-from typing import Any
 
 from data import store
 from data.catalog import DATASETS, facts
 from data.errors import DataError
-from data.manifest import (
-    MANIFEST_NAME,
-    Making,
-    Manifest,
-    Shard,
-    SplitManifest,
-    load_manifest,
-    shard_problems,
-    write_manifest,
-)
+from data.manifest import MANIFEST_NAME, Making, Manifest, Shard, SplitManifest, write_manifest
 from data.prepare import tars
 from data.prepare.inspect import Choices, Source, check_name, laid_out, layout_of, look_at, scanned
 from data.prepare.layout import Layout
-from data.prepare.origin import LARGEST_SHARD, check_effect, difference, making
+from data.prepare.origin import LARGEST_SHARD, check_effect, finished, making, own_shards
 from data.prepare.write import (
     LEFT_OUT,
     Note,
@@ -78,7 +68,7 @@ def prepare(
     place = look_at(name, source)
     check_effect(place.kind, choices)
     made = making(name, place, choices)
-    if (found := _there({"name": name}, made, to, choices.again)) is not None and found.made is not None:
+    if (found := finished({"name": name}, made, to, choices.again)) is not None and found.made is not None:
         clear_notes(to)
         return found
     if place.kind == "tars" and not choices.rewrite:
@@ -101,43 +91,7 @@ def prepared(name: str, to: str, choices: Choices | None = None) -> Manifest | N
         "images": dict(known.splits),
         "samples per shard": min(choices.samples_per_shard, LARGEST_SHARD[name]),
     }
-    return _there(wanted, making(name, None, choices), to, choices.again)
-
-
-def _there(wanted: Mapping[str, Any], made: Making, to: str, again: bool) -> Manifest | None:
-    """The manifest at `to` if it states what is wanted, was made so, and every shard is there.
-
-    Another set is a DataError; so is the same set made otherwise, unless it is to be made again.
-    """
-    if not store.exists(store.join(to, MANIFEST_NAME)):
-        return None
-    found = load_manifest(to)
-    if again and found.name == wanted["name"]:
-        return None
-    actual = {
-        "name": found.name,
-        "resolution": found.resolution,
-        "channels": found.channels,
-        "class_names": found.class_names,
-        "flip": found.flip,
-        "images": {split: part.count for split, part in found.splits.items()},
-        "samples per shard": max(shard.count for part in found.splits.values() for shard in part.shards),
-    }
-    # What a set was made of and how decides these two.
-    known = {"images", "samples per shard"} if found.made else set[str]()
-    for fact, value in wanted.items():
-        if fact not in known and actual[fact] != value:
-            texts = repr(actual[fact]), repr(value)
-            is_now, asked = (text if len(text) <= 100 else f"{text[:100]}..." for text in texts)
-            raise DataError(
-                f"{to} holds a different data set: its {fact} is {is_now}, not {asked}. "
-                "Choose another URL, or remove that set first."
-            )
-    if (problem := difference(found, made)) is not None:
-        raise DataError(
-            f"{to} holds a finished set, but {problem}. Choose another URL, or add --again to make the set anew."
-        )
-    return None if shard_problems(to, found) else found
+    return finished(wanted, making(name, None, choices), to, choices.again)
 
 
 def _write(
@@ -152,27 +106,44 @@ def _write(
     """What is missing of the layout, then the manifest."""
     for note in layout.notes:
         tell(f"note: {note}")
-    total, form = layout.counts, layout.form
-    wanted = {
+    facts_of_all = {
         "name": layout.name,
-        "resolution": form.resolution,
-        "channels": form.channels,
+        "resolution": layout.form.resolution,
+        "channels": layout.form.channels,
         "class_names": layout.class_names,
         "flip": layout.flip,
-        "images": total,
-        "samples per shard": max(count for shards in layout.ranges for count in shards.counts),
     }
-    if (found := _there(wanted, made, to, choices.again)) is not None:
+    largest = max(count for shards in layout.ranges for count in shards.counts)
+    wanted = facts_of_all | {"images": layout.counts, "samples per shard": largest}
+    if (found := finished(wanted, made, to, choices.again)) is not None:
         clear_notes(to)
         return found
     store.check_writable(to)
+    before = own_shards(to)
     # Without its manifest the set does not count as whole until the last lines.
     store.remove(store.join(to, MANIFEST_NAME))
-    leave_out, left_out = choices.skip_bad is not None, list[str]()
+    notes, problems = _shards(layout, to, choices, progress, run)
+    _tell_of(notes, problems, to, tell)
+    shards = {split: tuple(note.shard for note in found) for split, found in notes.items()}
+    splits = {split: SplitManifest(count=sum(s.count for s in found), shards=found) for split, found in shards.items()}
+    left_out = {split: count - splits[split].count for split, count in layout.counts.items()}
+    manifest = Manifest(**facts_of_all, splits=splits, made=replace(made, left_out=left_out))
+    write_manifest(to, manifest)
+    clear_notes(to)
+    for path in before - {shard.path for found in shards.values() for shard in found}:
+        store.remove(store.join(to, path))
+    return manifest
+
+
+def _shards(
+    layout: Layout, to: str, choices: Choices, progress: Progress | None, run: Runner
+) -> tuple[dict[str, list[Note]], list[str]]:
+    """Writes the shards that are missing: the notes of all by split, in order, and the problems of what is left out."""
+    total, leave_out = layout.counts, choices.skip_bad is not None
     done, missing = pending(layout, to, leave_out)
-    call = partial(write_shards, to=to, form=form, leave_out=leave_out)
+    call = partial(write_shards, to=to, form=layout.form, leave_out=leave_out)
     written: dict[str, dict[int, Note]] = {split: {} for split in total}
-    counts = dict.fromkeys(total, 0)
+    counts, left_out = dict.fromkeys(total, 0), list[str]()
     most = most_left_out(choices.skip_bad, sum(total.values()))
     for split, index, note in healthy(chain(done, run(call, missing)), most, left_out):
         written[split][index] = note
@@ -182,49 +153,27 @@ def _write(
     for split, notes in written.items():
         if not notes:
             raise DataError(f"no image of the split {split} can be used, for example {min(left_out)}")
-    _tell_of(written, left_out, to, tell)
-    splits = {
-        split: SplitManifest(
-            count=sum(note.shard.count for note in notes.values()),
-            shards=tuple(notes[index].shard for index in sorted(notes)),
-        )
-        for split, notes in written.items()
-    }
-    manifest = Manifest(
-        name=layout.name,
-        resolution=form.resolution,
-        channels=form.channels,
-        class_names=layout.class_names,
-        flip=layout.flip,
-        splits=splits,
-        made=replace(made, left_out={split: total[split] - part.count for split, part in splits.items()}),
-    )
-    write_manifest(to, manifest)
-    clear_notes(to)
-    return manifest
+    return {split: [notes[index] for index in sorted(notes)] for split, notes in written.items()}, left_out
 
 
-def _tell_of(
-    written: Mapping[str, Mapping[int, Note]], left_out: list[str], to: str, tell: Callable[[str], None]
-) -> None:
+def _tell_of(notes: Mapping[str, list[Note]], problems: list[str], to: str, tell: Callable[[str], None]) -> None:
     """Tells what was done with images that their owner should know, and lists those that were left out."""
     remarks: dict[str, tuple[int, str]] = {}
-    for notes in written.values():
-        for index in sorted(notes):
-            add(remarks, notes[index].remarks)
+    for note in chain.from_iterable(notes.values()):
+        add(remarks, note.remarks)
     for remark, (count, example) in remarks.items():
         tell(f"note: {count:,} images {remark}, for example {example}")
     place = store.join(to, LEFT_OUT)
     store.remove(place)
-    if left_out:
-        store.write_bytes(place, "".join(f"{problem}\n" for problem in sorted(left_out)).encode())
-        tell(f"note: {len(left_out):,} images are left out, as {place} lists, for example {min(left_out)}")
+    if problems:
+        store.write_bytes(place, "".join(f"{problem}\n" for problem in sorted(problems)).encode())
+        tell(f"note: {len(problems):,} images are left out, as {place} lists, for example {min(problems)}")
 
 
 def _describe_tars(name: str, source: Source, made: Making, to: str, choices: Choices, run: Runner) -> Manifest:
     """A manifest under `to` for the tars of an existing WebDataset, which stay as they are; made once."""
     root = "" if store.absolute(to).rstrip("/") == store.absolute(source.root).rstrip("/") else source.root
-    if (found := _there({"name": name}, made, to, choices.again)) is not None:
+    if (found := finished({"name": name}, made, to, choices.again)) is not None:
         return found
     store.check_writable(to)
     scans = scanned(source, run)

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -70,24 +69,18 @@ def _profile(image: Image.Image) -> tuple[ImageCms.ImageCmsTransform | None, str
     return _to_srgb(profile, "L" if grey else "RGB")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Depth:
-    """How deep grey is stored: the value of white, and whether 0 is white instead."""
+def _depth(image: Image.Image) -> tuple[int, bool] | None:
+    """Of a grey image of more than 8 bits the value that is white, or black if true; None for any other.
 
-    white: int
-    inverted: bool
-
-
-def _depth(image: Image.Image) -> _Depth | None:
-    """The depth of a grey image of more than 8 bits, None for any other; one that states no white is a ValueError."""
+    One that states no such value is a ValueError.
+    """
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         raise ValueError("signed and 32-bit values state no white: save it with 8 or 16 bits")
     if not image.mode.startswith("I"):
         return None
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     bits = max(np.atleast_1d(tags.get(TiffImagePlugin.BITSPERSAMPLE, 16)).tolist())
-    inverted = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
-    return _Depth(white=2**bits - 1, inverted=inverted)
+    return 2**bits - 1, tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
 
 
 def _key(image: Image.Image) -> int | tuple[int, ...] | bytes | None:
@@ -146,7 +139,7 @@ def reader(
     ground = ImageColor.getrgb(background)[:3]
 
     def plain(piece: Image.Image) -> Image.Image:
-        colours, alpha = _deep(piece, depth) if depth else _parted(piece)
+        colours, alpha = _deep(piece, *depth) if depth else _parted(piece)
         if transform is not None:
             colours = transform.apply(colours)
         if alpha is not None and alpha.getextrema() != (255, 255):
@@ -157,13 +150,13 @@ def reader(
     return plain
 
 
-def _deep(piece: Image.Image, depth: _Depth) -> tuple[Image.Image, Image.Image | None]:
+def _deep(piece: Image.Image, white: int, inverted: bool) -> tuple[Image.Image, Image.Image | None]:
     """Deep grey as 8 bits, and what covers it."""
     values = np.asarray(piece).astype(np.int64)
-    scaled = np.clip((values * 510 + depth.white) // (2 * depth.white), 0, 255).astype(np.uint8)
+    scaled = np.clip((values * 510 + white) // (2 * white), 0, 255).astype(np.uint8)
     key = piece.info.get("transparency")
     alpha = None if key is None else Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))
-    return Image.fromarray(255 - scaled if depth.inverted else scaled), alpha
+    return Image.fromarray(255 - scaled if inverted else scaled), alpha
 
 
 def _parted(piece: Image.Image) -> tuple[Image.Image, Image.Image | None]:

@@ -1,10 +1,13 @@
 """What a set is made of and how: kept in its manifest, and compared when the same command is run again."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, fields
+from typing import Any
 
+from data import store
 from data.catalog import DATASETS, facts
 from data.errors import DataError
-from data.manifest import Making, Manifest
+from data.manifest import MANIFEST_NAME, Making, Manifest, load_manifest, shard_problems
 from data.prepare import cifar10
 from data.prepare.inspect import Choices, Source, digest
 from data.prepare.pack import EXACT_FORMS, default_encoding
@@ -83,7 +86,52 @@ def _options(name: str, choices: Choices, kept: bool) -> dict[str, str | int | f
     }
 
 
-def difference(found: Manifest, wanted: Making) -> str | None:
+def finished(wanted: Mapping[str, Any], made: Making, to: str, again: bool) -> Manifest | None:
+    """The manifest at `to` if it states what is wanted, was made so, and every shard is there.
+
+    Another set is a DataError; so is the same set made otherwise, unless it is to be made again.
+    """
+    if not store.exists(store.join(to, MANIFEST_NAME)):
+        return None
+    found = load_manifest(to)
+    if again and found.name == wanted["name"]:
+        return None
+    actual = {
+        "name": found.name,
+        "resolution": found.resolution,
+        "channels": found.channels,
+        "class_names": found.class_names,
+        "flip": found.flip,
+        "images": {split: part.count for split, part in found.splits.items()},
+        "samples per shard": max(shard.count for part in found.splits.values() for shard in part.shards),
+    }
+    # What a set was made of and how decides these two.
+    known = {"images", "samples per shard"} if found.made else set[str]()
+    for fact, value in wanted.items():
+        if fact not in known and actual[fact] != value:
+            texts = repr(actual[fact]), repr(value)
+            is_now, asked = (text if len(text) <= 100 else f"{text[:100]}..." for text in texts)
+            raise DataError(
+                f"{to} holds a different data set: its {fact} is {is_now}, not {asked}. "
+                "Choose another URL, or remove that set first."
+            )
+    if (problem := _difference(found, made)) is not None:
+        raise DataError(
+            f"{to} holds a finished set, but {problem}. Choose another URL, or add --again to make the set anew."
+        )
+    return None if shard_problems(to, found) else found
+
+
+def own_shards(to: str) -> set[str]:
+    """The shards at `to` that this program wrote, by the manifest there; tars that were only described are not."""
+    if not store.exists(store.join(to, MANIFEST_NAME)):
+        return set()
+    found = load_manifest(to)
+    ours = not found.root and found.made is not None and "encoding" in found.made.options
+    return {shard.path for part in found.splits.values() for shard in part.shards} if ours else set()
+
+
+def _difference(found: Manifest, wanted: Making) -> str | None:
     """What of a finished set is not as the command at hand would make it; None if there is nothing, or it is not known.
 
     An option that the set does not know came later, so the set was made with its default.

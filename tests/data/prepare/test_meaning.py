@@ -295,6 +295,7 @@ def test_values_without_a_stated_white_are_not_guessed(payload: bytes) -> None:
         square(payload, FORM, "a")
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_damage_anywhere_is_one_message_or_an_image() -> None:
     chance = random.Random(3)
     for name, case in TABLE.items():

@@ -132,6 +132,25 @@ def test_other_options_are_another_set(tmp_path: Path, option: dict[str, Any], s
     assert prepare("mine", source, str(tmp_path / "set"), choices=same) == first
 
 
+def test_a_smaller_set_made_again_leaves_no_shard_behind(tmp_path: Path) -> None:
+    content = {f"{number:02d}.png": png(number) for number in range(30)}
+    prepare("mine", in_folder(str(tmp_path / "in"), content), str(tmp_path / "set"), choices=CHOICES)
+    (tmp_path / "set" / "train-000099.tar").write_bytes(b"not ours")
+    source = in_folder(str(tmp_path / "in"), dict(list(content.items())[:5]))
+    prepare("mine", source, str(tmp_path / "set"), choices=replace(CHOICES, again=True))
+    names = [path.name for path in sorted((tmp_path / "set").iterdir())]
+    assert names == ["manifest.json", "train-000000.tar", "train-000001.tar", "train-000099.tar"]
+
+
+def test_tars_that_were_only_described_are_never_removed(tmp_path: Path) -> None:
+    files = {f"train-{number:06d}.png": png(number) for number in range(5)}
+    source = in_tars(str(tmp_path / "in"), files)
+    prepare("mine", source, source)
+    (tmp_path / "in" / "train-000004.tar").rename(tmp_path / "last.tar")
+    prepare("mine", source, source, choices=Choices(again=True))
+    assert len(list((tmp_path / "in").glob("*.tar"))) == 4
+
+
 def test_no_two_names_share_a_place_even_again(tmp_path: Path) -> None:
     source = in_folder(str(tmp_path / "in"), {"0.png": png(0)})
     prepare("mine", source, str(tmp_path / "set"), choices=CHOICES)
