@@ -129,7 +129,9 @@ def label_text(extension: str, payload: bytes, where: str) -> str | None:
 
 def label_of(extension: str, payload: bytes, classes: int, where: str) -> int | None:
     """The label, from 0 to classes - 1, in a .cls or .json member; None if a .json one has none."""
-    text = label_text(extension, payload, where)
+    # Nearly all are plain numbers.
+    plain = extension == LABEL_EXTENSION and payload.isdigit() and len(payload) < 20
+    text = payload.decode() if plain else label_text(extension, payload, where)
     if text is not None and (not text.isdecimal() or int(text) >= classes):
         raise DataError(f"{where}: label {text!r} is not a whole number from 0 to {classes - 1}: write the shard again")
     return None if text is None else int(text)

@@ -11,10 +11,9 @@ from PIL import Image
 
 from cluster.tasks import in_parallel
 from data import store
-from data.catalog import DATASETS
 from data.errors import DataError
 from data.manifest import Manifest, load_manifest
-from data.prepare import Choices, audit, prepare
+from data.prepare import Choices, audit, dry_run, prepare
 from pipelines.cli import AT_TOP_LEVEL, Bar, Positional, durable, parse, run_command
 
 
@@ -22,7 +21,7 @@ from pipelines.cli import AT_TOP_LEVEL, Bar, Positional, durable, parse, run_com
 class PrepareOptions:
     """Write a data set as WebDataset shards and a manifest, to any storage URL. The same command goes on after a kill.
 
-    `prepare verify URL` checks every byte of a set, `prepare inspect URL` shows what is in it.
+    `prepare verify URL` checks every byte and image of a set, `prepare inspect URL` shows what is in it.
     """
 
     name: Positional
@@ -33,15 +32,17 @@ class PrepareOptions:
     """Path or URL of the archive, folder, zip file, lmdb or tars; digits need none."""
     choices: Annotated[Choices, AT_TOP_LEVEL] = field(default_factory=Choices)
     dry_run: bool = False
-    """Print what would be written and write nothing."""
+    """Look at the source and the place, print what would be made and how long it would take, and write nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions:
-    """Compare every byte of a set with its manifest; exit code 2 and a list if anything differs."""
+    """Compare every byte of a set with its manifest and decode every image; exit code 2 and a list of what is wrong."""
 
     url: Positional
     """URL of the folder with the manifest."""
+    bytes_only: bool = False
+    """Compare the bytes and decode no image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,17 +57,13 @@ class InspectOptions:
 
 def write(options: PrepareOptions) -> None:
     """Prepare a set."""
-    known = DATASETS.get(options.name)
     to = durable(options.to or f"runs/data/{options.name}", "--to")
     source = durable(options.source, "--source") if options.source else None
+    run = partial(in_parallel, user_error=DataError)
     if options.dry_run:
-        counts = ", ".join(f"{count:,} {split}" for split, count in known.splits.items()) if known else "all"
-        size = known.resolution if known else options.choices.resolution
-        print(f"{options.name}: {counts} images of {size or 'their own'} px -> {to}")
+        for line in dry_run(options.name, source, to, choices=options.choices, run=run):
+            print(line)
         return
-    # A CIFAR-10 archive is unpacked here, wherever it comes from.
-    here = options.name == "cifar10" or store.is_local(to) or (source is not None and store.is_local(source))
-    run = partial(in_parallel, here=here, user_error=DataError)
     with closing(Bar("images")) as bar:
         manifest = prepare(options.name, source, to, choices=options.choices, progress=bar, run=run)
     print(audit.describe(manifest, to))
@@ -83,9 +80,10 @@ def _examined(url: str, keep: int | None) -> tuple[Manifest, list[audit.Examined
 def verify(options: VerifyOptions) -> None:
     """Check a set."""
     url = durable(options.url, "URL")
-    manifest, shards = _examined(url, None)
-    audit.require_sound(url, sorted(found.problem for found in shards if found.problem))
-    print(f"{audit.describe(manifest, url)}\nevery byte is as the manifest says")
+    manifest, shards = _examined(url, None if options.bytes_only else 0)
+    audit.require_sound(url, manifest, shards)
+    decoded = "" if options.bytes_only else ", and every image can be decoded"
+    print(f"{audit.describe(manifest, url)}\nevery byte is as the manifest says{decoded}")
 
 
 def inspect(options: InspectOptions) -> None:
@@ -93,7 +91,7 @@ def inspect(options: InspectOptions) -> None:
     url = durable(options.url, "URL")
     manifest, shards = _examined(url, 100)
     shards.sort(key=lambda found: (found.split, found.shard.path))
-    audit.require_sound(url, [found.problem for found in shards if found.problem])
+    audit.require_sound(url, manifest, shards)
     print(audit.report(manifest, url, shards))
     images = [image for found in shards for image in found.images]
     buffer = io.BytesIO()

@@ -9,26 +9,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 from PIL import Image
 
 from data.errors import DataError
-from data.order import permutation
 from data.prepare import labels
+from data.prepare.deal import dealt
 from data.prepare.files import File, Item, archive_kind, named
-from data.prepare.pixels import IMAGE_SUFFIXES, LARGEST_FILE
+from data.prepare.pixels import FORMATS, IMAGE_SUFFIXES
 from data.prepare.splits import sorted_out
-
-DEAL_SEED = 20240402
-"""Seed of the order in which images of several classes are dealt to shards, so that each shard holds all of them."""
 
 FOLDERS, NONE = "folder", "none"
 """What the user calls the folders that images lie in, as a source of labels, and having none."""
 _ORIGINS = {FOLDERS: "the folders the images lie in", "": "none; all images are of one class"}
 _NUMBER = re.compile(r"\d{5,}")
 """Names of folders that may number their images rather than be classes."""
-_MOST_HELD_OUT = 1000
 _MOST_CLASSES = 1_000_000
 _UNREAD_ARCHIVES = frozenset({".rar", ".7z", ".gz", ".bz2", ".xz", ".zst"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
@@ -65,6 +63,14 @@ class Assigned:
     labels_from: str
     notes: tuple[str, ...]
 
+    @property
+    def labels(self) -> dict[str, tuple[int, ...]]:
+        """Images of each class, for each split."""
+        return {
+            split: tuple(np.bincount([item.label for item in items], minlength=len(self.class_names)).tolist())
+            for split, items in self.splits.items()
+        }
+
 
 def assign(files: Sequence[File], root: str, rules: Rules, read: labels.Read) -> Assigned:
     """The images among the files of a source, in their order, with splits and labels.
@@ -97,7 +103,7 @@ def assign(files: Sequence[File], root: str, rules: Rules, read: labels.Read) ->
             group.append(Item(file=image, label=label, number=len(group)))
     _check_classes(groups, class_names, root)
     return Assigned(
-        splits=_dealt(groups, len(class_names), rules),
+        splits=dealt(groups, len(class_names), held_out=rules.held_out, kept=rules.kept),
         class_names=class_names,
         labels_from=_ORIGINS.get(source, source),
         notes=tuple(notes),
@@ -113,15 +119,12 @@ def _images(files: Sequence[File], root: str) -> list[File]:
     images = [file for file in files if is_image(file)]
     if not images:
         kinds = Counter("hidden files" if file.hidden else file.suffix or "files without suffix" for file in files)
-        there = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5))
+        there = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5)) or "nothing"
         packed = any(archive_kind(file.path[-1]) for file in files)
         raise DataError(
-            f"there are no images ({', '.join(sorted(IMAGE_SUFFIXES))}) at {root}, but {there}: "
+            f"there are no images ({', '.join(FORMATS)}) at {root}, but {there}: "
             + ("unpack it first" if packed else "check the path")
         )
-    large = [f"{file.place(root)} has {file.size} bytes" for file in images if file.size > LARGEST_FILE]
-    if large:
-        raise DataError(f"{named(large)}; at most {LARGEST_FILE} are read: remove or replace them")
     return images
 
 
@@ -141,7 +144,7 @@ def _sources(
     found = labels.in_tables(rest, images, rules.labels, root, read)
     found |= labels.beside(rest, images, rules.labels, root, read)
     extra = found.pop(labels.ANNOTATIONS, labels.Found(labels={}))
-    by_folder = {place: folder for place, folder in enumerate(folders)} | extra.labels
+    by_folder = {**dict(enumerate(folders)), **extra.labels}
     names = set(by_folder.values()) - {""}
     # A known set of one class may lie in any folders.
     if not names or rules.labels not in (None, FOLDERS) or (rules.labels is None and len(rules.class_names) == 1):
@@ -151,16 +154,17 @@ def _sources(
     if rules.labels is None and all(_NUMBER.fullmatch(name) for name in names):
         if found or _rise(images, splits, folders):
             shown = named(sorted(names), 3)
-            return found, [f"the folders {shown} number the images, so they are no classes: --labels folder makes them"]
+            note = f"the folders {shown} number the images, so they are no classes, unless --labels folder says so"
+            return found, [note]
         raise DataError(
-            f"{root}: are the folders {named(sorted(names), 3)} classes, or do they number the images? Add --labels folder "
-            "or --labels none"
+            f"{root}: are the folders {named(sorted(names), 3)} classes, or do they number the images? Add "
+            "--labels folder or --labels none"
         )
     if "" in by_folder.values():
         loose = next(images[place] for place, folder in by_folder.items() if not folder)
         raise DataError(
-            f"{loose.place(root)} lies in no class folder, but others do, for example in {min(names)!r}: give each image "
-            "a folder named after its class, or none; or add --labels none"
+            f"{loose.place(root)} lies in no class folder, but others do, for example in {min(names)!r}: give each "
+            "image a folder named after its class, or none; or add --labels none"
         )
     if extra.labels:
         # A split of which no image has a label or a folder of the training split is one without labels.
@@ -181,9 +185,7 @@ def _rise(images: Sequence[File], splits: Sequence[str], folders: Sequence[str])
         first_last = ends.setdefault((split, folder), [int(numbers[-1])] * 2)
         first_last[:] = min(first_last[0], int(numbers[-1])), max(first_last[1], int(numbers[-1]))
     ordered = sorted(ends)
-    return all(
-        ends[one][1] < ends[next_one][0] for one, next_one in pairwise(ordered) if one[0] == next_one[0]
-    )
+    return all(ends[one][1] < ends[next_one][0] for one, next_one in pairwise(ordered) if one[0] == next_one[0])
 
 
 def _choice(found: Mapping[str, labels.Found], rules: Rules, root: str) -> str:
@@ -196,8 +198,8 @@ def _choice(found: Mapping[str, labels.Found], rules: Rules, root: str) -> str:
         raise DataError(f"{root} states different labels in {' and '.join(found)}: choose with {options}")
     if rules.labels not in found:
         raise DataError(
-            f"{root} states no labels for --labels {rules.labels}: it may be {FOLDERS}, {NONE}, a table in the source such "
-            "as dataset.json or csv:FILE, or the suffix of small files beside the images, such as .cls or .txt"
+            f"{root} states no labels for --labels {rules.labels}: it may be {FOLDERS}, {NONE}, a table in the "
+            "source such as dataset.json or csv:FILE, or the suffix of small files beside the images: .cls, .txt"
         )
     return rules.labels
 
@@ -215,8 +217,8 @@ def _unlabelled(
     if source == FOLDERS and "train" not in lost:
         return f"left out {len(lacking):,} images of {', '.join(sorted(lost))}, which have no label"
     raise DataError(
-        f"{named([images[place].place(root) for place in lacking], 3)} has no label in {source}, but others have: label all "
-        f"or none, or add --labels {NONE}"
+        f"{named([images[place].place(root) for place in lacking], 3)} has no label in {source}, but others have: "
+        f"label all or none, or add --labels {NONE}"
     )
 
 
@@ -233,20 +235,23 @@ def _class_names(values: set[str], source: str, rules: Rules, root: str) -> tupl
     if count > most:
         label = max(numbers) if numbers else f"{count:,} names of classes"
         raise DataError(
-            f"{root}: there is the label {label} in {source}, but there are {most:,} classes, numbered from 0: correct it, "
-            "or choose a name of your own for the set, or other labels with --labels"
+            f"{root}: there is the label {label} in {source}, but there are {most:,} classes, numbered from 0: "
+            "correct it, or choose a name of your own for the set, or other labels with --labels"
         )
     if not numbers:
         if any(not value.isprintable() for value in values):
-            raise DataError(f"{root}: {named([ascii(v) for v in sorted(values) if not v.isprintable()])} cannot be the "
-                            "name of a class, as it is no readable text in UTF-8: rename it")
+            raise DataError(
+                f"{root}: {named([ascii(v) for v in sorted(values) if not v.isprintable()])} cannot be the "
+                "name of a class, as it is no readable text in UTF-8: rename it"
+            )
         return tuple(sorted(values))
     if known:
         return known
     if not rules.classes and (gaps := sorted(set(range(min(count, len(values) + 1))) - numbers)):
         raise DataError(
-            f"{root}: the labels in {source} go up to {count - 1:,}, but there are none of {named([str(n) for n in gaps], 3)}: "
-            f"number the classes from 0 without gaps, or add --classes {count} if these just have no images here"
+            f"{root}: the labels in {source} go up to {count - 1:,}, but there are none of "
+            f"{named([str(n) for n in gaps], 3)}: number the classes from 0 without gaps, or add "
+            f"--classes {count} if these just have no images here"
         )
     return tuple(map(str, range(rules.classes or count)))
 
@@ -259,8 +264,8 @@ def _check_classes(groups: Mapping[str, Sequence[Item]], class_names: Sequence[s
         if unseen and trained:
             names = named([repr(class_names[label]) for label in unseen], 3)
             raise DataError(
-                f"{root}: the classes of {split} include {names}, of which train has no image: name classes alike in all "
-                "splits, choose other labels with --labels, or give the train folder alone"
+                f"{root}: the classes of {split} include {names}, of which train has no image: name classes alike in "
+                "all splits, choose other labels with --labels, or give the train folder alone"
             )
 
 
@@ -271,7 +276,7 @@ def _left_out(files: Sequence[File], images: set[File]) -> list[str]:
         if file not in images:
             kinds.setdefault(_why(file), []).append("/".join(file.path))
     notes = []
-    for why, names in sorted(kinds.items(), key=lambda kind: -len(kind[1])):
+    for why, names in sorted(kinds.items(), key=lambda kind: (-len(kind[1]), kind[0])):
         notes.append(f"left out {len(names):,} {why.format(s='' if len(names) == 1 else 's')}, for example {names[0]}")
     return notes
 
@@ -285,46 +290,3 @@ def _why(file: File) -> str:
     if file.suffix in Image.registered_extensions():
         return f"{file.suffix} file{{s}} (a kind of picture that is not read: convert to PNG)"
     return f"{file.suffix or 'nameless kind of'} file{{s}} (no images)"
-
-
-def _dealt(groups: Mapping[str, Sequence[Item]], classes: int, rules: Rules) -> dict[str, tuple[Item, ...]]:
-    """The splits in the order of their shards, with one called test wherever there are images for it."""
-    if rules.kept:
-        return {split: tuple(items) for split, items in groups.items()}
-    if "train" not in groups:
-        raise DataError(f"the images are all of the split {', '.join(groups)}: give the folder that holds train too")
-    splits: dict[str, tuple[Item, ...]] = {}
-    for split, items in groups.items():
-        # Those of several classes in a fixed shuffled order.
-        order = range(len(items)) if classes == 1 else permutation(DEAL_SEED, 0, len(items))
-        splits[split] = tuple(items[place] for place in order)
-    if "val" in splits and "test" not in splits:
-        splits["test"] = splits.pop("val")
-    return splits if "test" in splits else _with_test(splits, rules.held_out)
-
-
-def _with_test(splits: Mapping[str, tuple[Item, ...]], held_out: int | None) -> dict[str, tuple[Item, ...]]:
-    """The splits, with the last images of train as test: of each class train keeps one."""
-    train = splits["train"]
-    wanted, left = held_out_of(len(train), held_out), Counter(item.label for item in train)
-    chosen: set[int] = set()
-    for place in range(len(train) - 1, -1, -1):
-        if len(chosen) < wanted and left[train[place].label] > 1:
-            left[train[place].label] -= 1
-            chosen.add(place)
-    if len(chosen) < wanted and held_out is not None:
-        raise DataError(f"{wanted} images cannot be held out, as no class may lose its last: give at most {len(chosen)}")
-    parts = {
-        "train": tuple(item for place, item in enumerate(train) if place not in chosen),
-        "test": tuple(item for place, item in enumerate(train) if place in chosen),
-    }
-    return {split: items for split, items in ({**splits, **parts}).items() if items}
-
-
-def held_out_of(count: int, wanted: int | None) -> int:
-    """Images of `count` that make up the test split where none is marked: by default a tenth, at most 1,000."""
-    if wanted is None:
-        return min(_MOST_HELD_OUT, count // 10)
-    if not 0 <= wanted < count:
-        raise DataError(f"{wanted} images cannot be held out of {count}: give a number from 0 to {count - 1}")
-    return wanted

@@ -11,18 +11,22 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import BinaryIO
 
 from data import store
 from data.errors import DataError
 from data.prepare.layout import Encoded
+from data.prepare.pixels import LARGEST_FILE
 from data.prepare.remote import open_seekable
 from data.store.failures import failure
 
 _READERS = 16
 _READ_AHEAD = 64
-_ARCHIVE = re.compile(r"(?P<stem>.*)\.(?:(?P<zip>zip)|(?P<tar>tar)|(?P<packed>tar\.(?:gz|bz2|xz|zst)|t(?:gz|bz2|xz|zst)))")
+_ARCHIVE = re.compile(
+    r"(?P<stem>.*)\.(?:(?P<zip>zip)|(?P<tar>tar)|(?P<packed>tar\.(?:gz|bz2|xz|zst)|t(?:gz|bz2|xz|zst)))"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +53,7 @@ class File:
     def path(self) -> tuple[str, ...]:
         """Its folders and its own name: slashes of both kinds part them, and each character has one spelling."""
         name = unicodedata.normalize("NFC", self.name.replace("\\", "/"))
-        return tuple(part for part in name.split("/") if part not in ("", "."))
+        return tuple(part for part in name.split("/") if part not in ("", ".")) or ("",)
 
     @property
     def suffix(self) -> str:
@@ -60,11 +64,13 @@ class File:
     @property
     def hidden(self) -> bool:
         """Whether its name, or that of a folder, begins with a dot, or it is of those that macOS adds to archives."""
-        return any(part.startswith((".", "__MACOSX")) for part in self.path)
+        return any(part.startswith((".", "__MACOSX")) for part in self.path if part != "..")
 
     def place(self, root: str) -> str:
         """Where it is, for messages."""
-        return "/".join(part.strip("/") if at else part for at, part in enumerate((root, self.archive, self.name)) if part)
+        return "/".join(
+            part.strip("/") if at else part for at, part in enumerate((root, self.archive, self.name)) if part
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +94,11 @@ def archive_kind(path: str) -> str | None:
     return match and match.lastgroup
 
 
+def is_archive(path: str) -> bool:
+    """Whether a file of a source is an archive that is read."""
+    return archive_kind(path) is not None and not File(name=path, size=0).hidden
+
+
 def archive_stem(path: str) -> str:
     """The name of an archive without its folders and what says that it is one."""
     name = path.rpartition("/")[2]
@@ -95,20 +106,27 @@ def archive_stem(path: str) -> str:
     return name[: len(match["stem"])] if match else name
 
 
-def listed(source: str) -> dict[str, int]:
-    """Bytes of each file of a source by its path, sorted; {"": size} for a file itself. Links are followed."""
+def problem_of(size: int) -> str:
+    """Why an image file of so many bytes is not read; "" if it is."""
+    return "" if 0 < size <= LARGEST_FILE else f"has {size} bytes, not 1 to {LARGEST_FILE}"
+
+
+def listed(source: str) -> dict[str, store.Version]:
+    """What each file of a source is now, by its path, sorted; {"": it} for a file itself. Links are followed."""
     if not store.is_local(source) or not os.path.isdir(root := store.absolute(source)):
-        return store.walk(source)
-    found: dict[str, int] = {}
+        return store.versions(source)
+    found: dict[str, store.Version] = {}
     broken: list[str] = []
     above = {root: frozenset({os.path.realpath(root)})}
     for folder, folders, names in os.walk(root, followlinks=True, onerror=partial(_unlisted, root)):
         for name in names:
             path = os.path.join(folder, name)
             try:
-                found[os.path.relpath(path, root)] = os.stat(path).st_size
+                status = os.stat(path)
             except OSError:
                 broken.append(path)
+            else:
+                found[os.path.relpath(path, root)] = store.Version(length=status.st_size, mark=str(status.st_mtime))
         for name in folders:
             path = os.path.join(folder, name)
             real = os.path.realpath(path)
@@ -138,28 +156,41 @@ def open_zip(file: BinaryIO, where: str) -> zipfile.ZipFile:
         raise DataError(f"{where} is not a whole zip file ({error}): download it again") from error
 
 
-def zip_files(url: str, archive: str) -> list[File]:
-    """The files in a zip file, sorted by name."""
+def zip_members(url: str) -> list[zipfile.ZipInfo]:
+    """What a zip file says of each file in it, sorted by name."""
     with open_seekable(url) as file, open_zip(file, url) as opened:
         members = sorted(opened.infolist(), key=lambda member: member.filename)
-    files = [
-        File(name=member.filename, size=member.file_size, archive=archive)
-        for member in members
-        if not member.filename.endswith(("/", "\\"))
-    ]
-    require_distinct(files, url)
-    return files
+    found = [member for member in members if not member.filename.endswith(("/", "\\"))]
+    require_distinct([member.filename for member in found], url)
+    return found
 
 
-def require_distinct(files: Sequence[File], where: str) -> None:
+def zip_files(url: str, archive: str) -> list[File]:
+    """The files in a zip file."""
+    return [File(name=each.filename, size=each.file_size, archive=archive) for each in zip_members(url)]
+
+
+def require_distinct(names: Sequence[str], where: str) -> None:
     """Archives may hold two files of one name, of which most readers see one: that is a DataError."""
-    twice = sorted(name for name, times in Counter(file.name for file in files).items() if times > 1)
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
     if twice:
-        raise DataError(f"{where} holds two files called {named(twice, 3)}: one would be lost, so make the archive anew")
+        raise DataError(
+            f"{where} holds two files called {named(twice, 3)}: one would be lost, so make the archive anew"
+        )
 
 
 def contents(root: str, places: Mapping[str, str], files: Sequence[File]) -> Iterator[bytes]:
-    """The bytes of some files of a source, one after the other.
+    """The bytes of some files of a source, one after the other; one that cannot be read is a DataError."""
+    for file, (payload, problem) in zip(files, _contents(root, places, files), strict=True):
+        if problem:
+            raise DataError(f"{file.place(root)} {problem}")
+        yield payload
+
+
+def _contents(root: str, places: Mapping[str, str], files: Sequence[File]) -> Iterator[tuple[bytes, str]]:
+    """The bytes of some files of a source, and why they cannot be read or "".
+
+    What they hold that was not given yet is at most 64 MiB together, or a single file.
 
     Args:
         root: The source, for messages.
@@ -167,11 +198,22 @@ def contents(root: str, places: Mapping[str, str], files: Sequence[File]) -> Ite
         files: The files. Those of a server are read by several threads, as each takes a moment to answer.
     """
     here = all(map(store.is_local, places.values() if places else [root]))
-    with ExitStack() as stack, ThreadPoolExecutor(max_workers=1 if here else _READERS) as pool:
-        zips: dict[str, zipfile.ZipFile] = {}
-        versions: dict[str, store.Version] = {}
-        for first in range(0, len(files), _READ_AHEAD):
-            group = files[first : first + _READ_AHEAD]
+    zips: dict[str, zipfile.ZipFile] = {}
+    versions: dict[str, store.Version] = {}
+
+    def read(file: File) -> tuple[bytes, str]:
+        if problem := problem_of(file.size):
+            return b"", problem
+        if file.archive in zips:
+            return _member(zips[file.archive], file.name)
+        return _content(root, places.get(file.archive, ""), versions.get(file.archive), file), ""
+
+    with ExitStack() as stack, ThreadPoolExecutor(max_workers=_READERS) as pool:
+        first = 0
+        while first < len(files):
+            held = accumulate(file.size for file in files[first : first + (1 if here else _READ_AHEAD)])
+            group = files[first : first + max(1, sum(size <= LARGEST_FILE for size in held))]
+            first += len(group)
             for archive in {file.archive for file in group} - {"", *zips, *versions}:
                 url = places[archive]
                 if archive_kind(archive) == "zip":
@@ -179,13 +221,7 @@ def contents(root: str, places: Mapping[str, str], files: Sequence[File]) -> Ite
                     zips[archive] = stack.enter_context(open_zip(opened, store.join(root, archive)))
                 else:
                     versions[archive] = store.version(url)
-            waiting = {
-                file: pool.submit(_content, root, places.get(file.archive, ""), versions.get(file.archive), file)
-                for file in group
-                if file.archive not in zips
-            }
-            for file in group:
-                yield waiting[file].result() if file in waiting else _member(zips[file.archive], file, root)
+            yield from map(read, group) if here else pool.map(read, group)
 
 
 def _content(root: str, url: str, known: store.Version | None, file: File) -> bytes:
@@ -203,8 +239,7 @@ def _content(root: str, url: str, known: store.Version | None, file: File) -> by
             raise failure("read", url, error) from error
     else:
         edges = [*range(start, end, store.RANGE_BYTES), end]
-        ranges = zip(edges[:-1], edges[1:], strict=True)
-        payload = b"".join(store.read_range(url, begin, stop, known) for begin, stop in ranges)
+        payload = b"".join(store.read_range(url, begin, stop, known) for begin, stop in pairwise(edges))
     try:
         header = tarfile.TarInfo.frombuf(payload[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
     except tarfile.HeaderError:
@@ -214,21 +249,20 @@ def _content(root: str, url: str, known: store.Version | None, file: File) -> by
     return payload[tarfile.BLOCKSIZE :]
 
 
-def _member(archive: zipfile.ZipFile, file: File, root: str) -> bytes:
-    """A file of a zip file, its checksum compared."""
-    where = file.place(root)
+def _member(archive: zipfile.ZipFile, name: str) -> tuple[bytes, str]:
+    """A file of a zip file, its checksum compared, and why it cannot be read or ""."""
     try:
-        return archive.read(file.name)
+        return archive.read(name), ""
     except DataError:
         raise
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, KeyError) as error:
-        raise DataError(f"{where} cannot be read ({error}): download the zip file again") from error
     except Exception as error:  # zlib.error and lzma.LZMAError have no base but Exception
-        raise DataError(f"{where} is damaged ({error}): download the zip file again") from error
+        return b"", f"cannot be read ({error}): download the zip file again"
 
 
 def entries(root: str, places: Mapping[str, str], items: Sequence[Item], start: int, stop: int) -> Iterator[Encoded]:
     """Images of a source from `start` to `stop`."""
     chosen = items[start:stop]
-    for item, payload in zip(chosen, contents(root, places, [item.file for item in chosen]), strict=True):
-        yield Encoded(key=f"{item.number:08d}", payload=payload, label=item.label, where=item.file.place(root))
+    answers = _contents(root, places, [item.file for item in chosen])
+    for item, (payload, problem) in zip(chosen, answers, strict=True):
+        where = item.file.place(root)
+        yield Encoded(key=f"{item.number:08d}", payload=payload, label=item.label, where=where, problem=problem)

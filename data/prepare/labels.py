@@ -11,8 +11,8 @@ from webdataset.tariterators import base_plus_ext
 
 from data.decode import JSON_EXTENSION, LABEL_EXTENSION, LABEL_KEYS, label_text, plain_label, stated_label
 from data.errors import DataError
-from data.manifest import read_record
 from data.prepare.files import File, named
+from data.record import read_record
 
 LONGEST_TABLE = 256 * 2**20
 """Bytes of the longest table of labels that is read."""
@@ -51,7 +51,9 @@ Read = Callable[[Sequence[File]], Iterator[bytes]]
 """Gives the bytes of some files."""
 
 
-def in_tables(files: Sequence[File], images: Sequence[File], chosen: str | None, root: str, read: Read) -> dict[str, Found]:
+def in_tables(
+    files: Sequence[File], images: Sequence[File], chosen: str | None, root: str, read: Read
+) -> dict[str, Found]:
     """The labels in tables, by the name of the table, which may lie in several folders."""
     tables: dict[str, list[File]] = {}
     for file in files:
@@ -67,7 +69,9 @@ def in_tables(files: Sequence[File], images: Sequence[File], chosen: str | None,
     return found
 
 
-def beside(files: Sequence[File], images: Sequence[File], chosen: str | None, root: str, read: Read) -> dict[str, Found]:
+def beside(
+    files: Sequence[File], images: Sequence[File], chosen: str | None, root: str, read: Read
+) -> dict[str, Found]:
     """The labels in small files beside the images, by their suffix."""
     shared = {key for image in images for key in keys(image)}
     groups: dict[str, list[File]] = {}
@@ -101,9 +105,12 @@ def is_sidecar(file: File, chosen: str | None) -> bool:
 
 
 def keys(file: File) -> tuple[str, str]:
-    """What an image and its label have in common: the name up to its last dot, or up to its first as in a WebDataset."""
+    """What an image and its label have in common: the name up to its last dot, or to its first as in WebDatasets."""
     name = "/".join(file.path)
-    return f"{file.archive}|{name.removesuffix(name[len(name) - len(file.suffix) :])}", f"{file.archive}|{base_plus_ext(name)[0]}"
+    return (
+        f"{file.archive}|{name.removesuffix(name[len(name) - len(file.suffix) :])}",
+        f"{file.archive}|{base_plus_ext(name)[0]}",
+    )
 
 
 def of_sidecars(images: Sequence[File], sidecars: Iterable[tuple[File, str]], root: str) -> dict[int, str]:
@@ -112,7 +119,9 @@ def of_sidecars(images: Sequence[File], sidecars: Iterable[tuple[File, str]], ro
     for file, label in sidecars:
         other, known = by_key.setdefault(keys(file)[0], (file, label))
         if known != label:
-            raise DataError(f"{other.place(root)} and {file.place(root)} state the labels {known!r} and {label!r}: leave one")
+            raise DataError(
+                f"{other.place(root)} and {file.place(root)} state the labels {known!r} and {label!r}: leave one"
+            )
     labels: dict[int, str] = {}
     used: set[str] = set()
     for place, image in enumerate(images):
@@ -144,7 +153,7 @@ def of_tables(images: Sequence[File], tables: Iterable[tuple[File, bytes]], root
         where = table.place(root)
         for name, label in _rows(table, payload, where, chosen):
             spoken = File(name=name, size=0, archive=table.archive)
-            if not spoken.path:
+            if not spoken.path[-1]:
                 raise DataError(f"{where} has a row that names no image: repair it")
             place = by_path.get((table.archive, *table.path[:-1], *spoken.path))
             if place is None:
@@ -156,9 +165,7 @@ def of_tables(images: Sequence[File], tables: Iterable[tuple[File, bytes]], root
     return Found(labels=labels, missing=tuple(missing))
 
 
-def _ending(
-    images: Sequence[File], places: Sequence[int], table: File, spoken: File, where: str
-) -> int | None:
+def _ending(images: Sequence[File], places: Sequence[int], table: File, spoken: File, where: str) -> int | None:
     """The one image below a table's folder whose path ends as a row says, with or without its suffix."""
     folder, found = table.path[:-1], []
     for place in places:
@@ -183,8 +190,8 @@ def _rows(table: File, payload: bytes, where: str, chosen: bool) -> Iterator[tup
             entries = read_record(_DatasetJson, text).labels or []
         except (DataError, RecursionError) as error:
             raise DataError(
-                f'{where} is not of the form {{"labels": [["path", number], ...]}} ({error}): repair it, or choose other '
-                "labels with --labels"
+                f'{where} is not of the form {{"labels": [["path", number], ...]}} ({error}): repair it, '
+                "or choose other labels with --labels"
             ) from None
         yield from ((name, plain_label(label, f"{where}: {name}")) for name, label in entries)
     elif table.suffix == ".jsonl":

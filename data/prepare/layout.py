@@ -20,12 +20,14 @@ class Encoded:
         payload: The image file.
         label: Its class, from 0.
         where: Its place in the source, for messages.
+        problem: Why it cannot be read; "" if it can.
     """
 
     key: str
     payload: bytes
     label: int
     where: str
+    problem: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +39,14 @@ class Stretch:
         images: Which images these are; its `repr` does not say where the source happens to lie.
         count: How many they are.
         read: Called with `images`, a start and a stop: the images between these, in their order.
+        version: Differs when one of the images was replaced by another of the same size.
     """
 
     kind: str
     images: Any
     count: int
     read: Callable[[Any, int, int], Iterator[Sample | Encoded]] = field(repr=False, compare=False)
+    version: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +91,7 @@ class Layout:
         labels_from: Where the labels came from, as a phrase; "" if there is one class.
         notes: What the user should know of the source.
         kept: Shards of each split that stay where they are, if none is to be written.
+        root: Where these are.
     """
 
     name: str
@@ -98,6 +103,7 @@ class Layout:
     labels_from: str = ""
     notes: tuple[str, ...] = ()
     kept: Mapping[str, tuple[Shard, ...]] = field(default_factory=dict)
+    root: str = ""
 
     @property
     def counts(self) -> dict[str, int]:

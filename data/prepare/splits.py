@@ -30,8 +30,8 @@ def marks(names: set[str], root: str) -> dict[str, str]:
         odd = sorted(names - found.keys())
         loose = "images outside of them" if "" in odd else named([repr(name) for name in odd], 3)
         raise DataError(
-            f"{root} holds {named(sorted(plain), 3)}, which mark splits, but also {loose}: move that elsewhere, or give "
-            "the folders other names if they are classes"
+            f"{root} holds {named(sorted(plain), 3)}, which mark splits, but also {loose}: move that elsewhere, or "
+            "give the folders other names if they are classes"
         )
     if names != found.keys():
         return {}
@@ -40,8 +40,8 @@ def marks(names: set[str], root: str) -> dict[str, str]:
         return found if len(set(found.values())) > 1 or not any(" " in name for name in names) else {}
     if len(set(found.values())) > 1 and not any(" " in name for name in names):
         raise DataError(
-            f"{root} holds {named(sorted(names), 4)}: are these splits or classes? Call splits train, val and test alone, "
-            "and classes by names without these words"
+            f"{root} holds {named(sorted(names), 4)}: are these splits or classes? Call splits train, val and test "
+            "alone, and classes by names without these words"
         )
     return {}
 

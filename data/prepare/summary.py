@@ -18,7 +18,10 @@ _MOST_TRIED = 256
 
 def class_counts(names: Sequence[str], counts: Sequence[int]) -> str:
     """How many images of each class there are, of many classes of the first and last few."""
-    told = [f"{ascii(name)[1:-1] if not name.isprintable() else name} {count:,}" for name, count in zip(names, counts, strict=True)]
+    told = [
+        f"{ascii(name)[1:-1] if not name.isprintable() else name} {count:,}"
+        for name, count in zip(names, counts, strict=True)
+    ]
     if len(told) > _MOST_NAMED:
         told = [*told[:4], "...", *told[-3:], f"(each {min(counts):,} to {max(counts):,})"]
     return ", ".join(told).replace("..., ", "... ").replace(", ...", " ...").replace(", (", " (")
@@ -61,8 +64,8 @@ def forecast(layout: Layout, to: str) -> str:
     total, shards = sum(layout.counts.values()), sum(len(shards.counts) for shards in layout.ranges)
     workers = min(len(layout.ranges), os.cpu_count() or 1)
     return (
-        f"would write {shards:,} shards, {size}, {form.encoding}, about {total * written / made / 1e6:,.1f} MB, to {to}: in "
-        f"about {_duration(total * seconds / made / workers)} on the {workers} CPUs of this machine that can share the work"
+        f"would write {shards:,} shards, {size}, {form.encoding}, about {total * written / made / 1e6:,.1f} MB, to "
+        f"{to}: in about {_duration(total * seconds / made / workers)} on {workers} of this machine's CPUs"
     )
 
 

@@ -9,13 +9,13 @@ import shutil
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow
 from PIL import Image
@@ -24,6 +24,7 @@ from data import store
 from data.decode import IMAGE_EXTENSIONS, JSON_EXTENSION, LABEL_EXTENSION, key_and_extension, label_text
 from data.errors import DataError
 from data.manifest import Shard
+from data.prepare import colours
 from data.prepare.files import File, Item, archive_kind, named, require_distinct
 from data.prepare.labels import LONGEST_TABLE, is_sidecar, is_table
 from data.prepare.pixels import LARGEST_FILE
@@ -48,6 +49,7 @@ class Scan:
         forms: The (height, width, channels) of its images that occur, each with the first file that has it; 0 channels
             stand for colour spaces other than grey and RGB.
         unreadable: Names of what should be images and are not.
+        needs: What some images would need before they could be trained on, each with the first file that needs it.
     """
 
     path: str
@@ -56,6 +58,7 @@ class Scan:
     files: tuple[File, ...]
     forms: Mapping[tuple[int, int, int], str]
     unreadable: tuple[str, ...]
+    needs: Mapping[str, str]
 
 
 @contextmanager
@@ -75,25 +78,24 @@ def unpacked(root: str, paths: Sequence[str]) -> Iterator[dict[str, str]]:
         yield places
 
 
+def _unzstd(file: BinaryIO) -> Any:
+    return pyarrow.CompressedInputStream(pyarrow.PythonFile(file), "zstd")
+
+
+_READERS: Mapping[str, Callable[[BinaryIO], Any]] = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open, "zst": _unzstd}
+"""How a compressed file is read, by the end of its name."""
+
+
 def _unpack(file: BinaryIO, path: str, where: str, to: Path) -> None:
+    """Writes what a compressed tar holds."""
+    reader = next(reader for end, reader in _READERS.items() if path.endswith(end))
     try:
-        if path.endswith("gz"):
-            stream: BinaryIO = gzip.GzipFile(fileobj=file)  # type: ignore[assignment]
-        elif path.endswith("bz2"):
-            stream = bz2.BZ2File(file)
-        elif path.endswith("xz"):
-            stream = lzma.LZMAFile(file)  # type: ignore[assignment]
-        else:
-            stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(file), "zstd")
-        with to.open("wb") as out:
-            try:
-                shutil.copyfileobj(stream, out, _BLOCK)
-            except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-                raise DataError(f"{where} is not a whole compressed tar ({error}): copy it again") from error
-    except OSError as error:
-        if error.errno is None:  # what the readers of bz2 and zstd raise
-            raise DataError(f"{where} is not a whole compressed tar ({error}): copy it again") from error
-        raise failure("unpack", where, error) from error
+        with reader(file) as stream, to.open("wb") as out:
+            shutil.copyfileobj(stream, out, _BLOCK)
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise failure("unpack", where, error) from error
+        raise DataError(f"{where} is not a whole compressed tar ({error}): copy it again") from error
 
 
 def scan(path: str, *, root: str, places: Mapping[str, str], chosen: str | None = None) -> Iterator[Scan]:
@@ -113,7 +115,9 @@ def scan(path: str, *, root: str, places: Mapping[str, str], chosen: str | None 
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 files = [
-                    _file(file, member, _whole(member, path, length), where, chosen) for member in tar if not member.isdir()
+                    _file(file, member, _whole(member, path, length), where, chosen)
+                    for member in tar
+                    if not member.isdir()
                 ]
                 file.seek(tar.offset)
                 ended = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
@@ -129,9 +133,9 @@ def scan(path: str, *, root: str, places: Mapping[str, str], chosen: str | None 
                 f"{where} goes on behind its end mark at byte {tar.offset}: it is damaged there, or several tars were "
                 "joined; copy it again, or make it anew"
             )
-        require_distinct(files, where)
-        forms, unreadable = _forms(file, files)
-    yield Scan(path=path, bytes=length, sha256=digest, files=tuple(files), forms=forms, unreadable=unreadable)
+        require_distinct([file.name for file in files], where)
+        looks = _looked_at(file, files)
+    yield Scan(path=path, bytes=length, sha256=digest, files=tuple(files), **looks)
 
 
 @contextmanager
@@ -171,9 +175,10 @@ def _file(file: BinaryIO, member: tarfile.TarInfo, found: File, where: str, chos
     return found
 
 
-def _forms(file: BinaryIO, files: Sequence[File]) -> tuple[dict[tuple[int, int, int], str], tuple[str, ...]]:
-    """The forms of the images that could be trained on as they lie, and what is none though its name says so."""
+def _looked_at(file: BinaryIO, files: Sequence[File]) -> dict[str, Any]:
+    """Forms and needs of the images that might be trained on as they lie, and what is none though its name says so."""
     forms: dict[tuple[int, int, int], str] = {}
+    needs: dict[str, str] = {}
     unreadable: list[str] = []
     for each in files:
         if each.hidden or each.suffix.removeprefix(".") not in IMAGE_EXTENSIONS or each.size > LARGEST_FILE:
@@ -182,11 +187,12 @@ def _forms(file: BinaryIO, files: Sequence[File]) -> tuple[dict[tuple[int, int, 
         try:
             with Image.open(io.BytesIO(file.read(each.size)), formats=_FORMATS) as image:
                 form = image.height, image.width, _CHANNELS_OF_MODE.get(image.mode, 0)
+                needs = {need: each.name for need in colours.needs(image)} | needs
         except Exception:  # Pillow's readers raise whatever their parsing meets
             unreadable.append(each.name)
         else:
             forms.setdefault(form, each.name)
-    return forms, tuple(unreadable)
+    return {"forms": forms, "unreadable": tuple(unreadable), "needs": needs}
 
 
 def kept(root: str, scans: Sequence[Scan], splits: Mapping[str, Sequence[Item]]) -> dict[str, tuple[Shard, ...]]:
@@ -208,7 +214,7 @@ def kept(root: str, scans: Sequence[Scan], splits: Mapping[str, Sequence[Item]])
             raise DataError(f"{where} holds no images (.png, .jpg, .webp, .ppm): remove it, or check the path")
         if len(labels) > 1:
             raise DataError(f"{where} holds images of the splits {', '.join(labels)}: {_REWRITE}")
-        (split, of_images), = labels.items()
+        ((split, of_images),) = labels.items()
         images = _images(scan, of_images, where)
         offsets, sizes = [file.offset for file in images], [file.size for file in images]
         shards[split].append(Shard.of(scan.path, scan.bytes, scan.sha256, offsets, sizes))
@@ -230,8 +236,8 @@ def _images(scan: Scan, labels: Mapping[str, int], where: str) -> list[File]:
     lost = sorted(labels.keys() ^ {file.name for file in images.values()})
     if lost:
         raise DataError(
-            f"{where}: {named(lost, 3)} would be lost or taken for something else, as a reader of WebDatasets takes the "
-            f"first dot of a name for the end of its key, and knows .png, .jpg, .webp and .ppm only: {_REWRITE}"
+            f"{where}: {named(lost, 3)} would be lost or taken for something else, as WebDatasets take the first dot "
+            f"of a name for the end of its key, and know .png, .jpg, .webp and .ppm only: {_REWRITE}"
         )
     if scan.unreadable:
         raise DataError(f"{where}: not readable PNG, JPEG, WebP or PPM images, replace them: {named(scan.unreadable)}")
@@ -240,8 +246,7 @@ def _images(scan: Scan, labels: Mapping[str, int], where: str) -> list[File]:
         text, label = read.get(key), labels[file.name]
         if text is not None and not text.isdecimal():
             raise DataError(
-                f"{where}: {key}: label {text!r} is not a whole number, which tars that are trained on as they lie need: "
-                f"{_REWRITE}"
+                f"{where}: {key}: label {text!r} is not a whole number, as tars that stay as they are need: {_REWRITE}"
             )
         if label != int(text or 0):
             raise DataError(f"{where}: {key}: its label does not come from its own .cls or .json member: {_REWRITE}")
@@ -256,6 +261,12 @@ def form_of(scans: Sequence[Scan], root: str) -> tuple[int, int]:
         for (height, width, channels), (scan, key) in found.items()
     ]
     height, width, channels = next(iter(found))
+    for scan in scans:
+        for need, key in scan.needs.items():
+            raise DataError(
+                f"{store.join(root, scan.path)}: {key} and maybe others {need}. Nothing is done with images that are "
+                "trained on as they lie: add --rewrite --resolution N to write them into new shards"
+            )
     if len(found) > 1 or height != width or not channels:
         raise DataError(
             f"{'; '.join(described[:2])}. Images that are trained on as they lie must be squares of one size, grey or "
