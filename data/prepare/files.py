@@ -214,11 +214,11 @@ def _contents(root: str, places: Mapping[str, str], files: Sequence[File]) -> It
             held = accumulate(file.size for file in files[first : first + (1 if here else _READ_AHEAD)])
             group = files[first : first + max(1, sum(size <= LARGEST_FILE for size in held))]
             first += len(group)
-            for archive in {file.archive for file in group} - {"", *zips, *versions}:
+            for archive in {file.archive for file in group} & places.keys() - zips.keys() - versions.keys():
                 url = places[archive]
-                if archive_kind(archive) == "zip":
+                if archive_kind(url) == "zip":
                     opened = stack.enter_context(open_seekable(url))
-                    zips[archive] = stack.enter_context(open_zip(opened, store.join(root, archive)))
+                    zips[archive] = stack.enter_context(open_zip(opened, url))
                 else:
                     versions[archive] = store.version(url)
             yield from map(read, group) if here else pool.map(read, group)

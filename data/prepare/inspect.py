@@ -130,7 +130,7 @@ def laid_out(name: str, source: str | None, place: Source | None, choices: Choic
 
 def layout_of(name: str, listed: Opened, choices: Choices) -> Layout:
     """The layout of the images of a source."""
-    source, root, size = listed.source, listed.root, choices.samples_per_shard
+    source, root, size = listed.source, listed.source.root, choices.samples_per_shard
     if source.kind == "npz":
         stretches, labels, notes = imagenet64.batches(source.listing, root)
         stretches = _of_version(stretches, source)
@@ -177,7 +177,7 @@ def _of_version(stretches: Mapping[str, list[Stretch]], source: Source) -> dict[
 
 def _kept(name: str, listed: Opened, choices: Choices, images: Assigned) -> Layout:
     """The layout of tars that stay as they are."""
-    root, known = listed.root, DATASETS.get(name)
+    root, known = listed.source.root, DATASETS.get(name)
     shards = tars.kept(root, listed.scans, images.splits)
     resolution, channels = tars.form_of(listed.scans, root)
     check_name(name, replace(choices, resolution=resolution, channels=channels))

@@ -112,14 +112,12 @@ class Opened:
 
     Attributes:
         source: The source.
-        root: URL of the folder that its files and archives lie in.
         files: Its files, those in its archives among them.
         scans: What each of its tars holds.
-        places: URL of each archive.
+        places: URL of each archive by its path; of a zip file that is the source itself by "".
     """
 
     source: Source
-    root: str
     files: tuple[File, ...] = ()
     scans: tuple[tars.Scan, ...] = ()
     places: Mapping[str, str] = field(default_factory=dict)
@@ -138,12 +136,11 @@ def opened(source: Source, labels: str | None, run: Runner) -> Iterator[Opened]:
     """
     root, listing = source.root, source.listing
     if source.kind in ("npz", "lmdb"):
-        yield Opened(source=source, root=root)
+        yield Opened(source=source)
         return
     if source.kind == "zip":
-        root, _, name = root.rpartition("/")
-        found = [File(name=path, size=size, archive=name) for path, size in listing.items()]
-        yield Opened(source=source, root=root or ".", files=tuple(found), places={name: source.root})
+        found = [File(name=path, size=size) for path, size in listing.items()]
+        yield Opened(source=source, files=tuple(found), places={"": root})
         return
     archives = [path for path in listing if files.is_archive(path)] if source.kind != "folder" else []
     with tars.unpacked(root, archives) as places:
@@ -154,4 +151,4 @@ def opened(source: Source, labels: str | None, run: Runner) -> Iterator[Opened]:
         for path in archives:
             found += scans[path].files if path in scans else files.zip_files(places[path], path)
         ordered = tuple(scans[path] for path in paths)
-        yield Opened(source=source, root=root, files=tuple(found), scans=ordered, places=places)
+        yield Opened(source=source, files=tuple(found), scans=ordered, places=places)
