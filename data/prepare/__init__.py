@@ -67,11 +67,14 @@ def prepare(
             return _write(layout, making(name, None, choices), to, choices, progress, run, tell)
     place = look_at(name, source)
     check_effect(place.kind, choices)
-    made = making(name, place, choices)
-    if (found := finished({"name": name}, made, to, choices.again)) is not None and found.made is not None:
+    made, kept = making(name, place, choices), place.kind == "tars" and not choices.rewrite
+    # Of tars that stay as they are these say themselves what they are; what the user says too must be true.
+    said = {"resolution": choices.resolution, "channels": choices.channels} if kept else {}
+    wanted = {"name": name} | {fact: value for fact, value in said.items() if value is not None}
+    if (found := finished(wanted, made, to, choices.again)) is not None and found.made is not None:
         clear_notes(to)
         return found
-    if place.kind == "tars" and not choices.rewrite:
+    if kept:
         return _describe_tars(name, place, made, to, choices, run)
     return _write(layout_of(name, place, choices, run), made, to, choices, progress, run, tell)
 
