@@ -99,7 +99,11 @@ def _begun(name: str, source: str | None, to: str, choices: Choices) -> tuple[So
     if place is None:
         return None, made, prepared(name, to, choices) if fixed else None
     check_apart(place, to, rewrite=choices.rewrite)
-    found = finished({"name": name}, made, to, choices.again)
+    # Of tars that stay as they are these say themselves what they are; what the user says too must be true.
+    kept = place.kind == "tars" and not choices.rewrite
+    said = {"resolution": choices.resolution, "channels": choices.channels} if kept else {}
+    wanted = {"name": name} | {fact: value for fact, value in said.items() if value is not None}
+    found = finished(wanted, made, to, choices.again)
     if found is None or found.made is None:
         return place, made, None
     clear_notes(to)

@@ -60,9 +60,11 @@ def _to_srgb(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransform | No
 
 
 def _profile(image: Image.Image) -> tuple[ImageCms.ImageCmsTransform | None, str]:
-    profile = image.info.get("icc_profile")
-    if not profile:
+    if "icc_profile" not in image.info:
         return None, ""
+    profile = (
+        image.info["icc_profile"] or b""
+    )  # None where it was compressed and is damaged, or in parts and lacks some
     if image.mode == "CMYK":
         return _to_srgb(profile, "CMYK")
     grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
@@ -97,12 +99,13 @@ def _key(image: Image.Image) -> int | tuple[int, ...] | bytes | None:
 def needs(image: Image.Image) -> tuple[str, ...]:
     """What an opened image needs before it can be trained on, besides its size: remarks as above."""
     profile, _ = _profile(image)
-    large = len(image.info.get("icc_profile", b"")) > _SMALL_PROFILE
+    large = image.format == "PNG" and len(image.info.get("icc_profile") or b"") > _SMALL_PROFILE
     found = {
         TRANSPARENT: image.has_transparency_data,
         DEEP: image.mode.startswith("I"),
         TURNED: turn_of(image) is not None,
-        CONVERTED: profile is not None or large,
+        CONVERTED: profile is not None,
+        "have a colour profile so large that other readers refuse them": large,
         FRAMES: _frames(image),
     }
     return tuple(text for text, true in found.items() if true)

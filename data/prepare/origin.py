@@ -156,7 +156,8 @@ def _difference(found: Manifest, wanted: Making) -> str | None:
         )
     if made.names != wanted.names:
         return f"the {made.files:,} files of its source have other names or sizes now"
-    return "files of its source were replaced or changed since" if made.versions != wanted.versions else None
+    changed = "files of its source were replaced or changed since, or are copies with other times"
+    return changed if made.versions != wanted.versions else None
 
 
 def _said(value: object) -> str:

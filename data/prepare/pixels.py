@@ -27,7 +27,6 @@ _SUFFIXES = {
     "TGA": (".tga",),
     "QOI": (".qoi",),
     "PCX": (".pcx",),
-    "ICO": (".ico",),
 }
 """Kinds of file that may be read, by Pillow's names: none of these runs another program, as EPS does."""
 

@@ -100,7 +100,7 @@ def turned() -> dict[str, Case]:
     for turn in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = turn
-        for form, suffix in (("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp"), ("TIFF", "tif")):
+        for form, suffix in (("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp"), ("TIFF", "tif"), ("AVIF", "avif")):
             payload = saved(RGB, form, exif=exif)
             with Image.open(io.BytesIO(payload)) as image:
                 pixels = np.asarray(ImageOps.exif_transpose(image))
@@ -167,6 +167,8 @@ def profiled() -> dict[str, Case]:
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     noise = random.Random(1).randbytes(1_500_000)
     rgba = np.dstack([RGB, np.where(HOLES, 0, 255).astype(np.uint8)])
+    as_jpeg = np.asarray(Image.open(io.BytesIO(saved(RGB, "JPEG"))))
+    parts = saved(RGB, "JPEG", icc_profile=swapped_profile())
     return {
         "srgb.png": Case(saved(RGB, icc_profile=srgb), RGB),
         "swapped.png": Case(saved(RGB, icc_profile=swapped_profile()), exchanged, 2, colours.CONVERTED),
@@ -177,6 +179,7 @@ def profiled() -> dict[str, Case]:
         "large.png": Case(saved(RGB, icc_profile=swapped_profile(2_000_000)), exchanged, 2, colours.CONVERTED),
         "holes.png": Case(saved(rgba, icc_profile=swapped_profile()), holed(exchanged), 2, colours.CONVERTED),
         "damaged.png": Case(saved(RGB, icc_profile=noise), RGB, remark=colours.MISFIT),
+        "cut.jpg": Case(parts.replace(b"ICC_PROFILE\0\1\1", b"ICC_PROFILE\0\1\2"), as_jpeg, remark=colours.MISFIT),
         "of-colour.png": Case(saved(GREY, icc_profile=swapped_profile()), rgb(GREY), remark=colours.MISFIT),
     }
 

@@ -132,6 +132,25 @@ def test_other_options_are_another_set(tmp_path: Path, option: dict[str, Any], s
     assert prepare("mine", source, str(tmp_path / "set"), choices=same) == first
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"resolution": 16}, "its resolution is 8, not 16"),
+        ({"channels": 1}, "its channels is 3, not 1"),
+        ({"flip": True}, "made with --flip left out, not given"),
+        ({"rewrite": True, "resolution": 8}, "made with --resolution left out, not 8"),
+    ],
+)
+def test_other_options_are_another_set_for_tars_that_stay_too(
+    tmp_path: Path, option: dict[str, Any], said: str
+) -> None:
+    source = in_tars(str(tmp_path / "in"), {f"{number:02d}.png": png(number) for number in range(3)})
+    first = prepare("mine", source, str(tmp_path / "set"))
+    assert prepare("mine", source, str(tmp_path / "set"), choices=Choices(resolution=8, channels=3)) == first
+    with pytest.raises(DataError, match=said):
+        prepare("mine", source, str(tmp_path / "set"), choices=Choices(**option))
+
+
 def test_a_smaller_set_made_again_leaves_no_shard_behind(tmp_path: Path) -> None:
     content = {f"{number:02d}.png": png(number) for number in range(30)}
     prepare("mine", in_folder(str(tmp_path / "in"), content), str(tmp_path / "set"), choices=CHOICES)
