@@ -77,7 +77,9 @@ def beside(
     groups: dict[str, list[File]] = {}
     for file in files:
         wanted = is_sidecar(file, chosen) and chosen in (None, file.suffix)
-        if wanted and (file.label is not None or (file.offset < 0 and not shared.isdisjoint(keys(file)))):
+        # Beside images of a folder there may be JSON of any kind.
+        meant = file.suffix != f".{JSON_EXTENSION}" or not shared.isdisjoint(keys(file))
+        if wanted and (file.label is not None or (file.offset < 0 and meant)):
             groups.setdefault(file.suffix, []).append(file)
     found: dict[str, Found] = {}
     for suffix, those in groups.items():
