@@ -1,20 +1,18 @@
 """`python -m pipelines.prepare NAME --source URL --to URL`: images into WebDataset shards; also `verify`, `inspect`."""
 
-import io
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated
 
-from PIL import Image
-
 from cluster.tasks import in_parallel
-from data import store
 from data.errors import DataError
-from data.manifest import Manifest, load_manifest
 from data.prepare import Choices, audit, dry_run, prepare
 from pipelines.cli import AT_TOP_LEVEL, Bar, Positional, durable, parse, run_command
+
+RUN = partial(in_parallel, user_error=DataError)
+"""Where shards are read and written: a few here, many as Ray tasks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,60 +53,28 @@ class InspectOptions:
     """Picture to write: 100 images of each split."""
 
 
-def write(options: PrepareOptions) -> None:
-    """Prepare a set."""
+def write(options: PrepareOptions, bar: Bar) -> str:
+    """Prepare a set, or say what that would make."""
     to = durable(options.to or f"runs/data/{options.name}", "--to")
     source = durable(options.source, "--source") if options.source else None
-    run = partial(in_parallel, user_error=DataError)
     if options.dry_run:
-        for line in dry_run(options.name, source, to, choices=options.choices, run=run):
-            print(line)
-        return
-    with closing(Bar("images")) as bar:
-        manifest = prepare(options.name, source, to, choices=options.choices, progress=bar, run=run)
-    print(audit.describe(manifest, to))
-
-
-def _examined(url: str, keep: int | None) -> tuple[Manifest, list[audit.Examined]]:
-    """The manifest of a set, and all its shards in the order in which they were read."""
-    manifest = load_manifest(url)
-    run = partial(in_parallel, here=store.is_local(manifest.place(url)), user_error=DataError)
-    with closing(Bar("shards")) as bar:
-        return manifest, list(audit.examined(url, manifest, keep, run, partial(bar, "shards")))
-
-
-def verify(options: VerifyOptions) -> None:
-    """Check a set."""
-    url = durable(options.url, "URL")
-    manifest, shards = _examined(url, None if options.bytes_only else 0)
-    audit.require_sound(url, manifest, shards)
-    decoded = "" if options.bytes_only else ", and every image can be decoded"
-    print(f"{audit.describe(manifest, url)}\nevery byte is as the manifest says{decoded}")
-
-
-def inspect(options: InspectOptions) -> None:
-    """Describe a set."""
-    url = durable(options.url, "URL")
-    manifest, shards = _examined(url, 100)
-    shards.sort(key=lambda found: (found.split, found.shard.path))
-    audit.require_sound(url, manifest, shards)
-    print(audit.report(manifest, url, shards))
-    images = [image for found in shards for image in found.images]
-    buffer = io.BytesIO()
-    Image.fromarray(audit.contact_sheet(images, columns=20)).save(buffer, format="PNG")
-    store.write_bytes(options.out, buffer.getvalue())
-    print(f"{len(images)} images in {options.out}")
+        return "\n".join(dry_run(options.name, source, to, choices=options.choices, run=RUN))
+    return audit.describe(prepare(options.name, source, to, choices=options.choices, progress=bar, run=RUN), to)
 
 
 def main(argv: Sequence[str]) -> None:
     """The command line."""
-    match list(argv):
-        case ["verify", *rest]:
-            verify(parse(VerifyOptions, rest, "prepare verify"))
-        case ["inspect", *rest]:
-            inspect(parse(InspectOptions, rest, "prepare inspect"))
-        case _:
-            write(parse(PrepareOptions, argv, "prepare"))
+    with closing(Bar("")) as bar:
+        match list(argv):
+            case ["verify", *rest]:
+                asked = parse(VerifyOptions, rest, "prepare verify")
+                said = audit.verified(durable(asked.url, "URL"), decode=not asked.bytes_only, run=RUN, progress=bar)
+            case ["inspect", *rest]:
+                asked = parse(InspectOptions, rest, "prepare inspect")
+                said = audit.inspected(durable(asked.url, "URL"), asked.out, run=RUN, progress=bar)
+            case _:
+                said = write(parse(PrepareOptions, argv, "prepare"), bar)
+    print(said)
 
 
 if __name__ == "__main__":

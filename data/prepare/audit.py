@@ -1,5 +1,6 @@
 """Looks at a set in storage shard by shard: is every byte as the manifest says, and is every image one."""
 
+import io
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -8,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from data import store
 from data.decode import decode_images, mapped, read_labels
 from data.errors import DataError
-from data.manifest import Manifest, Shard, SplitManifest
+from data.manifest import Manifest, Shard, SplitManifest, load_manifest
 from data.prepare.write import Runner, in_turn
 
 _BAR = 40
@@ -125,6 +127,40 @@ def _decoded(
                     problems.append(str(error))
         kept.append(images[chosen[(chosen >= first) & (chosen < first + len(images))] - first])
     return np.concatenate(kept)
+
+
+def _all_sound(
+    url: str, keep: int | None, run: Runner, progress: Callable[[str, int, int], None] | None
+) -> tuple[Manifest, list[Examined]]:
+    """The manifest of a set and all its shards in their order; what is wrong with any is a DataError."""
+    manifest = load_manifest(url)
+    told = None if progress is None else partial(progress, "shards")
+    here = partial(run, here=store.is_local(manifest.place(url)))
+    shards = sorted(examined(url, manifest, keep, here, told), key=lambda found: (found.split, found.shard.path))
+    require_sound(url, manifest, shards)
+    return manifest, shards
+
+
+def verified(
+    url: str, *, decode: bool, run: Runner = in_turn, progress: Callable[[str, int, int], None] | None = None
+) -> str:
+    """Compares every byte of a set with its manifest, and may decode every image; what to say if all is well."""
+    manifest, _ = _all_sound(url, 0 if decode else None, run, progress)
+    return f"{describe(manifest, url)}\nevery byte is as the manifest says" + (
+        ", and every image can be decoded" if decode else ""
+    )
+
+
+def inspected(
+    url: str, picture: str, *, run: Runner = in_turn, progress: Callable[[str, int, int], None] | None = None
+) -> str:
+    """Reads a set and draws 100 images of each split, as a PNG file at `picture`; a report of what is in the set."""
+    manifest, shards = _all_sound(url, 100, run, progress)
+    images = [image for found in shards for image in found.images]
+    buffer = io.BytesIO()
+    Image.fromarray(contact_sheet(images, columns=20)).save(buffer, format="PNG")
+    store.write_bytes(picture, buffer.getvalue())
+    return f"{report(manifest, url, shards)}\n{len(images)} images in {picture}"
 
 
 def require_sound(url: str, manifest: Manifest, shards: Sequence[Examined]) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -131,3 +132,50 @@ def test_tasks_killed_with_their_driver_leave_nothing_that_matters(tmp_path: Pat
     # One shard is left to write, which needs no Ray.
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     assert content(tmp_path / "set") == content(tmp_path / "alone")
+
+
+def test_what_a_set_is_made_of_is_printed(command: Command, tmp_path: Path) -> None:
+    line = ["prepare", "pets", "--source", str(fill(tmp_path / "in", 40)), "--resolution", "8", "--to"]
+    looked, made = command(*line, str(tmp_path / "set"), "--dry-run"), command(*line, str(tmp_path / "set"))
+    for done in (looked, made):
+        assert (done.code, done.err) == (0, "")
+        counts = dict(re.findall(r"^(train|test) +(\d+) images, 2 classes: cat \d+, dog \d+$", done.out, re.MULTILINE))
+        assert counts == {"train": "36", "test": "4"}
+        assert sum(map(int, re.findall(r"cat (\d+)", done.out))) == 26
+        assert "labels: the folders the images lie in" in done.out
+    # Four images of 8 px and their labels are 40 blocks of 512 bytes and what a tar adds.
+    assert re.search(
+        rf"would write 2 shards, 8x8 px, RGB, raw, about 0\.\d MB, to {tmp_path}/set: in about \d+ s", looked.out
+    )
+    assert "this set already" in command(*line, str(tmp_path / "set"), "--dry-run").out
+
+
+def test_a_dry_run_writes_nothing_and_tries_the_place_and_the_first_images(command: Command, tmp_path: Path) -> None:
+    source = fill(tmp_path / "in", 5)
+    line = ["prepare", "pets", "--source", str(source), "--resolution", "8", "--dry-run", "--to"]
+    before = content_of(tmp_path)
+    assert command(*line, str(tmp_path / "deep" / "set")).code == 0
+    assert content_of(tmp_path) == before
+    (tmp_path / "file").write_bytes(b"")
+    assert f"cannot write to {tmp_path}/file" in command(*line, str(tmp_path / "file" / "set")).error
+    for path in source.rglob("*.png"):
+        path.write_bytes(b"<html>404</html>")
+    assert ".png: no readable" in command(*line, str(tmp_path / "set")).error
+    assert (
+        "fewer than 16x16"
+        in command(
+            "prepare",
+            "pets",
+            "--source",
+            str(fill(tmp_path / "in", 5)),
+            "--resolution",
+            "16",
+            "--dry-run",
+            "--to",
+            str(tmp_path / "set"),
+        ).error
+    )
+
+
+def content_of(folder: Path) -> set[tuple[Path, int]]:
+    return {(path, path.stat().st_size) for path in folder.rglob("*")}
