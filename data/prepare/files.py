@@ -201,12 +201,18 @@ def _contents(root: str, places: Mapping[str, str], files: Sequence[File]) -> It
     zips: dict[str, zipfile.ZipFile] = {}
     versions: dict[str, store.Version] = {}
 
+    folder = Path(store.absolute(root)) if store.is_local(root) else None
+
     def read(file: File) -> tuple[bytes, str]:
         if problem := problem_of(file.size):
             return b"", problem
         if file.archive in zips:
             return _member(zips[file.archive], file.name)
-        return _content(root, places.get(file.archive, ""), versions.get(file.archive), file), ""
+        if file.archive in versions:
+            return _tar_member(root, places[file.archive], versions[file.archive], file), ""
+        if folder is None:
+            return store.read_bytes(store.join(root, file.name)), ""
+        return _local(folder / file.name, 0, file.size), ""
 
     with ExitStack() as stack, ThreadPoolExecutor(max_workers=_READERS) as pool:
         first = 0
@@ -224,19 +230,21 @@ def _contents(root: str, places: Mapping[str, str], files: Sequence[File]) -> It
             yield from map(read, group) if here else pool.map(read, group)
 
 
-def _content(root: str, url: str, known: store.Version | None, file: File) -> bytes:
-    """A file of a folder, or of the tar at `url`."""
-    if known is None:
-        return store.read_bytes(store.join(root, file.name))
-    # The header just before must still be that of a file of this size.
+def _local(path: Path, start: int, end: int) -> bytes:
+    """Bytes `start` to `end` (not included) of a file of this machine, of which it may have become too short."""
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(end - start)
+    except OSError as error:
+        raise failure("read", str(path), error) from error
+
+
+def _tar_member(root: str, url: str, known: store.Version, file: File) -> bytes:
+    """A file of the tar at `url`. The header just before must still be that of a file of this size."""
     start, end = file.offset - tarfile.BLOCKSIZE, file.offset + file.size
     if store.is_local(url):
-        try:
-            with Path(store.absolute(url)).open("rb") as opened:
-                opened.seek(start)
-                payload = opened.read(end - start)
-        except OSError as error:
-            raise failure("read", url, error) from error
+        payload = _local(Path(url), start, end)
     else:
         edges = [*range(start, end, store.RANGE_BYTES), end]
         payload = b"".join(store.read_range(url, begin, stop, known) for begin, stop in pairwise(edges))

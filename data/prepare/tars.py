@@ -64,7 +64,7 @@ class Scan:
 @contextmanager
 def unpacked(root: str, paths: Sequence[str]) -> Iterator[dict[str, str]]:
     """URL of each archive of a source, where compressed tars are read once and lie unpacked as long as this lasts."""
-    places = {path: store.join(root, path) for path in paths}
+    places = {path: store.join(store.absolute(root), path) for path in paths}
     packed = [path for path in paths if archive_kind(path) == "packed"]
     if not packed:
         yield places

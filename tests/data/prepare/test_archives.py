@@ -11,8 +11,12 @@ from typing import Any
 import pytest
 from containers import CONTAINERS, in_folder, in_packed, in_tar, in_zip, pixels, png, read, tar_of
 
+from data import store
 from data.errors import DataError
 from data.prepare import Choices, prepare
+from data.prepare.files import contents
+from data.prepare.source import look_at, opened
+from data.prepare.write import in_turn
 
 CHOICES = Choices(resolution=6, held_out=0, samples_per_shard=4)
 
@@ -158,3 +162,27 @@ def test_a_class_whose_name_is_no_text_is_named(tmp_path: Path) -> None:
             file.write(png(0))
     with pytest.raises(DataError, match=r"'caf\\udce9' cannot be the name of a class"):
         prepared(tmp_path, str(tmp_path / "in"))
+
+
+@pytest.mark.parametrize("container", ["folder", "zip", "tar", "tgz", "two"])
+def test_a_source_on_a_server_makes_the_same_set(tmp_path: Path, bucket: str, container: str) -> None:
+    files = {f"{name}/{seed}.png": png(seed) for seed, name in enumerate(("cat", "dog") * 6)}
+    files["metadata.csv"] = b"file_name,label\n" + b"".join(f"{name},{name[:3]}\n".encode() for name in files)
+    source = Path(CONTAINERS[container](tmp_path / "in", files))
+    for path in source.rglob("*") if source.is_dir() else [source]:
+        if path.is_file():
+            store.write_bytes(f"{bucket}/in/{path.relative_to(tmp_path / 'in')}", path.read_bytes())
+    there = f"{bucket}/in" if source.is_dir() else f"{bucket}/in/{source.name}"
+    choices = Choices(resolution=6, samples_per_shard=5, rewrite=container == "tar")
+    sets = [
+        prepare("mine", url, str(tmp_path / f"set{n}"), choices=choices) for n, url in enumerate((str(source), there))
+    ]
+    assert sets[0] == sets[1] and sets[0].class_names == ("cat", "dog")
+
+
+def test_a_tar_that_changes_after_it_was_listed_is_noticed(tmp_path: Path) -> None:
+    source = in_tar(tmp_path / "in", {"a.png": png(0), "b.png": png(1)})
+    with opened(look_at("mine", source), None, in_turn) as listed:
+        (tmp_path / "in" / "set.tar").write_bytes(tar_of({"c.txt": b"x" * 700, "a.png": png(0), "b.png": png(1)}))
+        with pytest.raises(DataError, match=r"set\.tar/a\.png has changed since it was listed"):
+            list(contents(source, listed.places, listed.files))
