@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 from data import store
-from data.catalog import facts
+from data.catalog import DATASETS, facts
 from data.errors import DataError
 from data.manifest import MANIFEST_NAME, Making, Manifest, SplitManifest, write_manifest
 from data.prepare.inspect import Choices, check_name, laid_out
@@ -98,6 +98,11 @@ def _begun(name: str, source: str | None, to: str, choices: Choices) -> tuple[So
     made = making(name, place, choices)
     if place is None:
         return None, made, prepared(name, to, choices) if fixed else None
+    if place.kind == "archives" and name not in DATASETS and choices.resolution is None:
+        raise DataError(
+            f"the images of {source} are written anew, as they are not in plain tars alone: give --resolution"
+        )
+    check_name(name, choices, own_size=place.kind == "tars" and not choices.rewrite)
     check_apart(place, to, rewrite=choices.rewrite)
     # Of tars that stay as they are these say themselves what they are; what the user says too must be true.
     kept = place.kind == "tars" and not choices.rewrite

@@ -226,11 +226,15 @@ def _class_names(values: set[str], source: str, rules: Rules, root: str) -> tupl
     """Name of each label; labels that are neither all names nor all numbers without gaps are a DataError."""
     known, numbers = rules.class_names, {int(value) for value in values if value.isdecimal() and source != FOLDERS}
     if not values:
+        if rules.classes:
+            raise DataError(f"--classes has no effect where there are no labels, as in {root}: leave it out")
         return known if len(known) == 1 else ("all",)
     if numbers and len(numbers) < len(values):
         name = min(value for value in values if not value.isdecimal())
         raise DataError(f"{root}: of the labels in {source} some are numbers ({min(numbers)}), some names ({name!r})")
     count = max(numbers) + 1 if numbers else len(values)
+    if rules.classes and not numbers:
+        raise DataError(f"--classes has no effect on labels that are names, as in {source}: leave it out")
     most = len(known) or rules.classes or _MOST_CLASSES
     if count > most:
         label = max(numbers) if numbers else f"{count:,} names of classes"

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import BinaryIO
@@ -29,7 +29,7 @@ _ARCHIVE = re.compile(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class File:
     """One file of a source.
 
@@ -49,7 +49,7 @@ class File:
     label: str | None = field(default=None, repr=False, compare=False)
     text: bytes | None = field(default=None, repr=False, compare=False)
 
-    @cached_property
+    @property
     def path(self) -> tuple[str, ...]:
         """Its folders and its own name: slashes of both kinds part them, and each character has one spelling."""
         name = unicodedata.normalize("NFC", self.name.replace("\\", "/"))
@@ -58,13 +58,15 @@ class File:
     @property
     def suffix(self) -> str:
         """The end of its name from the last dot, in lower case; "" if there is none."""
-        stem, dot, end = self.path[-1].rpartition(".")
+        stem, dot, end = self.name.replace("\\", "/").rpartition("/")[2].rpartition(".")
         return dot + end.lower() if stem else ""
 
     @property
     def hidden(self) -> bool:
         """Whether its name, or that of a folder, begins with a dot, or it is of those that macOS adds to archives."""
-        return any(part.startswith((".", "__MACOSX")) for part in self.path if part != "..")
+        name = "/" + self.name.replace("\\", "/")
+        marked = "/." in name or "/__MACOSX" in name
+        return marked and any(part.startswith((".", "__MACOSX")) for part in self.path if part != "..")
 
     def place(self, root: str) -> str:
         """Where it is, for messages."""
@@ -73,7 +75,7 @@ class File:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Item:
     """One image of a set.
 

@@ -39,6 +39,8 @@ def test_archives_of_several_kinds_make_one_set(tmp_path: Path) -> None:
     in_packed(tmp_path / "in", {"a.png": png(2)}, name="train-1.tar.gz")
     in_packed(tmp_path / "in", {"a.png": png(3)}, "zstd", "train-2.tar.zst")
     Path(in_zip(tmp_path / "in", {"a.png": png(4)})).rename(tmp_path / "in" / "val-0.zip")
+    with pytest.raises(DataError, match="are written anew, as they are not in plain tars alone: give --resolution"):
+        prepared(tmp_path, source, resolution=None)
     found, _ = prepared(tmp_path, source, held_out=None)
     assert {split: [pixel for pixel, _ in images] for split, images in found.items()} == {
         "train": [pixels(seed).tobytes() for seed in range(4)],

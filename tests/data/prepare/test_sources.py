@@ -199,6 +199,12 @@ CASES: Mapping[str, Case] = {
         {f"{key}.cls": n for key, n in zip("abcd", (b"0", b"0", b"2", b"2"), strict=True)},
         options={"classes": 5},
     ),
+    "a number of classes with names": Case(
+        PETS, "--classes has no effect on labels that are names", options={"classes": 3}
+    ),
+    "a number of classes without labels": Case(
+        FLAT, "--classes has no effect where there are no", options={"classes": 3}
+    ),
     "numbers and names": Case(
         FLAT, "some are numbers", {f"{key}.cls": n for key, n in zip("abcd", (b"0", b"1", b"x", b"0"), strict=True)}
     ),
