@@ -78,9 +78,8 @@ def _to_srgb(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransform | No
 def _profile(image: Image.Image) -> tuple[ImageCms.ImageCmsTransform | None, str]:
     if "icc_profile" not in image.info:
         return None, ""
-    profile = (
-        image.info["icc_profile"] or b""
-    )  # None where it was compressed and is damaged, or in parts and lacks some
+    # Pillow gives None for one that was compressed and is damaged, or lies in parts of which some are missing.
+    profile = image.info["icc_profile"] or b""
     if image.mode == "CMYK":
         return _to_srgb(profile, "CMYK")
     grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
