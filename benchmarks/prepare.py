@@ -35,6 +35,7 @@ RESOLUTION = 64
 ALLOWED_SECONDS, ALLOWED_MEMORY = 1.1, 2**30
 RUN = f"""
 import json, sys, time
+import sklearn.datasets, webdataset.writer  # so that their import is not timed
 from data.prepare import Choices, prepare
 own = dict(resolution={RESOLUTION}) if sys.argv[1] == "mine" else {{}}
 rewrite = sys.argv[4] == "rewrite"
