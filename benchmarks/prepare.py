@@ -35,6 +35,7 @@ RESOLUTION = 64
 ALLOWED_SECONDS, ALLOWED_MEMORY = 1.1, 2**30
 RUN = f"""
 import json, sys, time
+import sklearn.datasets, webdataset.writer  # so that their import is not timed
 from data.prepare import Choices, prepare
 own = dict(resolution={RESOLUTION}) if sys.argv[1] == "mine" else {{}}
 rewrite = sys.argv[4] == "rewrite"
@@ -71,18 +72,23 @@ def sources(folder: Path, scale: int) -> dict[str, tuple[str, str, str]]:
     ):
         for number, payload in enumerate(photographs(scale, 341, 256, "WEBP")):
             database.put(b"%08d" % number, payload)
-    (folder / "tars").mkdir()
-    with tarfile.open(folder / "tars" / "a.tar", "w") as archive:
-        for number, payload in enumerate(photographs(2 * scale, 128, 128, "JPEG")):
-            member = tarfile.TarInfo(f"{number:06d}.jpg")
-            member.size = len(payload)
-            archive.addfile(member, io.BytesIO(payload))
+    for name, files in (
+        ("rewritten", photographs(2 * scale, 128, 128, "JPEG")),
+        ("kept", photographs(4 * scale, RESOLUTION, RESOLUTION, "PNG")),
+    ):
+        (folder / name).mkdir()
+        with tarfile.open(folder / name / "a.tar", "w") as archive:
+            for number, payload in enumerate(files):
+                member = tarfile.TarInfo(f"{number:06d}.{'jpg' if name == 'rewritten' else 'png'}")
+                member.size = len(payload)
+                archive.addfile(member, io.BytesIO(payload))
     return {
         "digits": ("digits", "", ""),
         "like FFHQ (PNG, 128 px)": ("ffhq64", str(folder / "ffhq"), ""),
         "like ImageNet (JPEG, 500x375)": ("mine", str(folder / "imagenet"), ""),
         "like LSUN (lmdb, WebP, 341x256)": ("mine", str(folder / "lsun"), ""),
-        "tars, written anew (JPEG, 128 px)": ("mine", str(folder / "tars"), "rewrite"),
+        "tars, written anew (JPEG, 128 px)": ("mine", str(folder / "rewritten"), "rewrite"),
+        "tars, as they lie (PNG, 64 px)": ("mine", str(folder / "kept"), ""),
     }
 
 
@@ -158,7 +164,8 @@ def main() -> None:
         commands = {
             title: [name, *(["--source", source] if source else []), *([f"--{rewrite}"] if rewrite else [])]
             + (["--resolution", str(RESOLUTION)] if name == "mine" else [])
-            + ["--to", str(scratch / name / str(place)), "--samples-per-shard", "100"]
+            + ["--to", str(scratch / name / str(place))]
+            + ([] if source.endswith("kept") else ["--samples-per-shard", "100"])
             for place, (title, (name, source, rewrite)) in enumerate(sets.items())
         }
         commands["verify CIFAR-10"] = ["verify", commands["CIFAR-10"][commands["CIFAR-10"].index("--to") + 1]]

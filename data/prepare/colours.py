@@ -30,13 +30,29 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_EXIF_IN_PNG = (b"eXIf", b"iTXtXML:com.adobe.xmp", b"tEXtRaw profile type", b"zTXtRaw profile type")
+_LONGEST_MARK = 32
 _KEY_SCALES = {"L;2": 85, "L;4": 17}
 _CLOSE = 2
 """A profile by which no colour changes by more than this is sRGB, written down by some other program."""
 
 
+def _has_exif(png: bytes) -> bool:
+    """Whether a PNG file has EXIF data, or a text that may stand for them, before or behind its pixels."""
+    at = 8
+    while at + 12 <= len(png):
+        begin = png[at + 4 : at + 8 + _LONGEST_MARK]
+        if begin.startswith(_EXIF_IN_PNG):
+            return True
+        at += 12 + int.from_bytes(png[at : at + 4])
+    return False
+
+
 def turn_of(image: Image.Image) -> Image.Transpose | None:
     """How a stored image must be turned to be upright; None if it is, or if its EXIF data cannot be read."""
+    unread = image.fp if isinstance(image, PngImagePlugin.PngImageFile) else None
+    if isinstance(unread, io.BytesIO) and not _has_exif(unread.getvalue()):
+        return None  # to look for it behind the pixels, Pillow would decode them
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # Pillow's reader of damaged EXIF data raises anything
@@ -62,9 +78,8 @@ def _to_srgb(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransform | No
 def _profile(image: Image.Image) -> tuple[ImageCms.ImageCmsTransform | None, str]:
     if "icc_profile" not in image.info:
         return None, ""
-    profile = (
-        image.info["icc_profile"] or b""
-    )  # None where it was compressed and is damaged, or in parts and lacks some
+    # Pillow gives None for one that was compressed and is damaged, or lies in parts of which some are missing.
+    profile = image.info["icc_profile"] or b""
     if image.mode == "CMYK":
         return _to_srgb(profile, "CMYK")
     grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")

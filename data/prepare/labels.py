@@ -84,7 +84,10 @@ def beside(
     found: dict[str, Found] = {}
     for suffix, those in groups.items():
         unread = [file for file in those if file.label is None]
-        texts = {file: _stated(file, payload, root) for file, payload in zip(unread, read(unread), strict=True)}
+        texts = {
+            file: label_text(suffix.removeprefix("."), payload, file.place(root))
+            for file, payload in zip(unread, read(unread), strict=True)
+        }
         pairs = [(file, label) for file in those if (label := file.label or texts[file]) is not None]
         labels = of_sidecars(images, pairs, root)
         found |= {suffix: Found(labels=labels, files=tuple(file for file, _ in pairs))} if labels else {}
@@ -136,10 +139,6 @@ def of_sidecars(images: Sequence[File], sidecars: Iterable[tuple[File, str]], ro
     if alone:
         raise DataError(f"{named(alone, 3)} has a label but no image: copy the source again, or remove the label")
     return labels
-
-
-def _stated(file: File, payload: bytes, root: str) -> str | None:
-    return label_text(file.suffix.removeprefix("."), payload, file.place(root))
 
 
 def of_tables(images: Sequence[File], tables: Iterable[tuple[File, bytes]], root: str, chosen: bool) -> Found:

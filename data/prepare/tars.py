@@ -114,11 +114,7 @@ def scan(path: str, *, root: str, places: Mapping[str, str], chosen: str | None 
         file.seek(0)
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
-                files = [
-                    _file(file, member, _whole(member, path, length), where, chosen)
-                    for member in tar
-                    if not member.isdir()
-                ]
+                files = [_read(file, found, where, chosen) for found in _members(tar, path, length, where)]
                 file.seek(tar.offset)
                 ended = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
                 more = any(block.strip(b"\0") for block in iter(partial(file.read, _BLOCK), b""))
@@ -154,16 +150,21 @@ def _fetched(url: str, where: str) -> Iterator[BufferedReader]:
             yield file
 
 
-def _whole(member: tarfile.TarInfo, path: str, length: int) -> File:
-    if member.offset_data + member.size > length:
-        raise EOFError(f"member {member.name!r} is cut off")
-    return File(name=member.name, size=member.size, archive=path, offset=member.offset_data)
+def _members(tar: tarfile.TarFile, path: str, length: int, where: str) -> Iterator[File]:
+    """The files in a tar of so many bytes."""
+    for member in tar:
+        tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  # they would all be kept
+        if member.isdir():
+            continue
+        if not member.isreg() or member.issparse():
+            raise DataError(f"{where}: member {member.name!r} is a link or a device, not a file: write the shard again")
+        if member.offset_data + member.size > length:
+            raise EOFError(f"member {member.name!r} is cut off")
+        yield File(name=member.name, size=member.size, archive=path, offset=member.offset_data)
 
 
-def _file(file: BinaryIO, member: tarfile.TarInfo, found: File, where: str, chosen: str | None) -> File:
+def _read(file: BinaryIO, found: File, where: str, chosen: str | None) -> File:
     """A member with the label it states, or as the table of labels it is; small ones are read on the way."""
-    if not member.isreg() or member.issparse():
-        raise DataError(f"{where}: member {member.name!r} is a link or a device, not a file: write the shard again")
     if found.hidden:
         return found
     extension = found.suffix.removeprefix(".")

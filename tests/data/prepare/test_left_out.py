@@ -146,6 +146,22 @@ def test_a_member_that_a_zip_lost_is_one_bad_image(tmp_path: Path) -> None:
     assert "04.png cannot be read (Bad CRC-32" in (tmp_path / "set" / LEFT_OUT).read_text()
 
 
+def test_what_was_done_with_images_of_an_earlier_run_is_told_too(tmp_path: Path) -> None:
+    clear = io.BytesIO()
+    Image.fromarray(np.dstack([image(0), image(1)[..., 0]])).save(clear, format="PNG")
+    content = {f"{number:02d}.png": png(number) for number in range(10)} | {"00.png": clear.getvalue(), "09.png": b"x"}
+    source, told = in_folder(tmp_path / "in", content), list[str]()
+    with pytest.raises(DataError, match="1 images of the source cannot be used"):
+        prepare("mine", source, str(tmp_path / "set"), choices=CHOICES, tell=told.append)
+    kept = (tmp_path / "set" / "train-000000.tar").stat().st_mtime_ns
+    (tmp_path / "in" / "09.png").write_bytes(png(9))
+    prepare("mine", source, str(tmp_path / "set"), choices=CHOICES, tell=told.append)
+    assert (tmp_path / "set" / "train-000000.tar").stat().st_mtime_ns == kept
+    assert told == [
+        f"note: 1 images have transparent parts, which are laid over the background, for example {source}/00.png"
+    ]
+
+
 def test_a_set_of_which_nothing_is_left_is_an_error(tmp_path: Path) -> None:
     source = in_folder(tmp_path / "in", {"0.png": b"x", "1.png": b"y"})
     with pytest.raises(DataError, match="no image of the split train can be used"):

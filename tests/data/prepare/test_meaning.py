@@ -109,6 +109,19 @@ def turned() -> dict[str, Case]:
     return found
 
 
+def turned_late() -> dict[str, Case]:
+    """PNG files whose EXIF data, or what stands for them, come after the pixels."""
+    exif, xmp = Image.Exif(), b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><tiff:Orientation>3</tiff:Orientation></x:xmpmeta>'
+    exif[0x0112] = 3
+    plain, end = saved(RGB), struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
+    chunks = {"exif": (b"eXIf", exif.tobytes()[6:]), "xmp": (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)}
+    found: dict[str, Case] = {}
+    for name, (kind, content) in chunks.items():
+        chunk = struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        found[f"turn-late-{name}.png"] = Case(plain.replace(end, chunk + end), RGB[::-1, ::-1], remark=colours.TURNED)
+    return found
+
+
 def deep() -> dict[str, Case]:
     top, twelve = rgb((DEEP.astype(int) * 255 / 65535 + 0.5).astype(np.uint8)), DEEP >> 4
     of_twelve = rgb((twelve.astype(int) * 255 / 4095 + 0.5).astype(np.uint8))
@@ -207,7 +220,7 @@ def others() -> dict[str, Case]:
     }
 
 
-TABLE = turned() | deep() | transparent() | profiled() | others()
+TABLE = turned() | turned_late() | deep() | transparent() | profiled() | others()
 
 
 @pytest.mark.parametrize("name", TABLE)
