@@ -98,14 +98,15 @@ def _begun(name: str, source: str | None, to: str, choices: Choices) -> tuple[So
     made = making(name, place, choices)
     if place is None:
         return None, made, prepared(name, to, choices) if fixed else None
+    kept = place.kind == "tars" and not choices.rewrite
     if place.kind == "archives" and name not in DATASETS and choices.resolution is None:
         raise DataError(
             f"the images of {source} are written anew, as they are not in plain tars alone: give --resolution"
         )
-    check_name(name, choices, own_size=place.kind == "tars" and not choices.rewrite)
-    check_apart(place, to, rewrite=choices.rewrite)
+    check_name(name, choices, own_size=kept)
+    if not kept:
+        check_apart(source or "", to)
     # Of tars that stay as they are these say themselves what they are; what the user says too must be true.
-    kept = place.kind == "tars" and not choices.rewrite
     said = {"resolution": choices.resolution, "channels": choices.channels} if kept else {}
     wanted = {"name": name} | {fact: value for fact, value in said.items() if value is not None}
     found = finished(wanted, made, to, choices.again)

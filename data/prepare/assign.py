@@ -14,17 +14,17 @@ from PIL import Image
 
 from data.errors import DataError
 from data.prepare import labels
+from data.prepare.classes import check_classes, class_names_of
 from data.prepare.deal import dealt
-from data.prepare.files import File, Item, archive_kind, named
+from data.prepare.files import File, Item, archive_kind, archive_stem, named
+from data.prepare.labels import FOLDERS, NONE
 from data.prepare.pixels import FORMATS, IMAGE_SUFFIXES
-from data.prepare.splits import sorted_out
+from data.prepare.splits import sorted_out, split_of
 
-FOLDERS, NONE = "folder", "none"
-"""What the user calls the folders that images lie in, as a source of labels, and having none."""
 _ORIGINS = {FOLDERS: "the folders the images lie in", "": "none; all images are of one class"}
 _NUMBER = re.compile(r"\d{5,}")
 """Names of folders that may number their images rather than be classes."""
-_MOST_CLASSES = 1_000_000
+_UNREAD_PICTURES = frozenset({".heic", ".heif", ".jxl", ".svg", ".dng", ".cr2", ".nef", ".arw"})
 _UNREAD_ARCHIVES = frozenset({".rar", ".7z", ".gz", ".bz2", ".xz", ".zst"})
 
 
@@ -90,9 +90,14 @@ def assign(files: Sequence[File], root: str, rules: Rules, read: labels.Read) ->
     notes += _left_out([file for file in files if file not in used], set(images))
     if source and (missing := found[source].missing):
         notes.append(f"{source} speaks of {len(missing):,} images that are not there, for example {missing[0]}")
+    archives = {image.archive for image in images if split_of(image.archive) is None}
+    if not source and not rules.labels and not rules.class_names and len(names := set(map(_stem, archives))) > 1:
+        notes.append(f"the names of the archives ({named(sorted(names), 3)}) are taken for no classes")
     if lacking := [place for place in range(len(images)) if place not in stated]:
         notes.append(_unlabelled(lacking, splits, images, source, found, root))
-    class_names = _class_names(set(stated.values()) - {""}, source, rules, root)
+    class_names = class_names_of(
+        set(stated.values()) - {""}, source, root, known=rules.class_names, stated=rules.classes
+    )
     numbered = bool(source) and source != FOLDERS and next(iter(stated.values())).isdecimal()
     numbers = {name: number for number, name in enumerate(class_names)}
     groups: dict[str, list[Item]] = {}
@@ -101,13 +106,18 @@ def assign(files: Sequence[File], root: str, rules: Rules, read: labels.Read) ->
             label = int(stated[place]) if numbered else numbers.get(stated[place], 0)
             group = groups.setdefault(split, [])
             group.append(Item(file=image, label=label, number=len(group)))
-    _check_classes(groups, class_names, root)
+    check_classes(groups, class_names, root)
     return Assigned(
         splits=dealt(groups, len(class_names), held_out=rules.held_out, kept=rules.kept),
         class_names=class_names,
         labels_from=_ORIGINS.get(source, source),
         notes=tuple(notes),
     )
+
+
+def _stem(archive: str) -> str:
+    """The path of an archive without its numbers and what says that it is one."""
+    return re.sub(r"\d+", "", archive.rpartition("/")[0] + "/" + archive_stem(archive)).strip("/")
 
 
 def is_image(file: File) -> bool:
@@ -222,57 +232,6 @@ def _unlabelled(
     )
 
 
-def _class_names(values: set[str], source: str, rules: Rules, root: str) -> tuple[str, ...]:
-    """Name of each label; labels that are neither all names nor all numbers without gaps are a DataError."""
-    known, numbers = rules.class_names, {int(value) for value in values if value.isdecimal() and source != FOLDERS}
-    if not values:
-        if rules.classes:
-            raise DataError(f"--classes has no effect where there are no labels, as in {root}: leave it out")
-        return known if len(known) == 1 else ("all",)
-    if numbers and len(numbers) < len(values):
-        name = min(value for value in values if not value.isdecimal())
-        raise DataError(f"{root}: of the labels in {source} some are numbers ({min(numbers)}), some names ({name!r})")
-    count = max(numbers) + 1 if numbers else len(values)
-    if rules.classes and not numbers:
-        raise DataError(f"--classes has no effect on labels that are names, as in {source}: leave it out")
-    most = len(known) or rules.classes or _MOST_CLASSES
-    if count > most:
-        label = max(numbers) if numbers else f"{count:,} names of classes"
-        raise DataError(
-            f"{root}: there is the label {label} in {source}, but there are {most:,} classes, numbered from 0: "
-            "correct it, or choose a name of your own for the set, or other labels with --labels"
-        )
-    if not numbers:
-        if any(not value.isprintable() for value in values):
-            raise DataError(
-                f"{root}: {named([ascii(v) for v in sorted(values) if not v.isprintable()])} cannot be the "
-                "name of a class, as it is no readable text in UTF-8: rename it"
-            )
-        return tuple(sorted(values))
-    if known:
-        return known
-    if not rules.classes and (gaps := sorted(set(range(min(count, len(values) + 1))) - numbers)):
-        raise DataError(
-            f"{root}: the labels in {source} go up to {count - 1:,}, but there are none of "
-            f"{named([str(n) for n in gaps], 3)}: number the classes from 0 without gaps, or add "
-            f"--classes {count} if these just have no images here"
-        )
-    return tuple(map(str, range(rules.classes or count)))
-
-
-def _check_classes(groups: Mapping[str, Sequence[Item]], class_names: Sequence[str], root: str) -> None:
-    """Whether training sees every class of the other splits."""
-    trained = {item.label for item in groups.get("train", ())}
-    for split, items in groups.items():
-        unseen = sorted({item.label for item in items} - trained)
-        if unseen and trained:
-            names = named([repr(class_names[label]) for label in unseen], 3)
-            raise DataError(
-                f"{root}: the classes of {split} include {names}, of which train has no image: name classes alike in "
-                "all splits, choose other labels with --labels, or give the train folder alone"
-            )
-
-
 def _left_out(files: Sequence[File], images: set[File]) -> list[str]:
     """A note for each kind of file that is not used."""
     kinds: dict[str, list[str]] = {}
@@ -291,6 +250,6 @@ def _why(file: File) -> str:
         return "hidden file{s}"
     if archive_kind(file.path[-1]) or file.suffix in _UNREAD_ARCHIVES:
         return f"{file.suffix} file{{s}} (to be unpacked first)"
-    if file.suffix in Image.registered_extensions():
+    if file.suffix in Image.registered_extensions() or file.suffix in _UNREAD_PICTURES:
         return f"{file.suffix} file{{s}} (a kind of picture that is not read: convert to PNG)"
     return f"{file.suffix or 'nameless kind of'} file{{s}} (no images)"

@@ -28,9 +28,12 @@ def dealt(
         renamed = {"val": "test"} if "test" not in groups else {}
         return {renamed.get(split, split): tuple(items) for split, items in groups.items()}
     if "train" not in groups:
-        raise DataError(f"the images are all of the split {', '.join(groups)}: give the folder that holds train too")
+        raise DataError(
+            f"the images are all of the split {', '.join(groups)}: give the folder that holds train too, or if that "
+            "word marks no split, name the folder otherwise"
+        )
     splits: dict[str, tuple[Item, ...]] = {}
-    for split, items in groups.items():
+    for split, items in sorted(groups.items(), key=lambda group: group[0] != "train"):
         # Those of several classes in a fixed shuffled order.
         order = range(len(items)) if classes == 1 else permutation(DEAL_SEED, 0, len(items))
         splits[split] = tuple(items[place] for place in order)

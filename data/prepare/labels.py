@@ -14,6 +14,9 @@ from data.errors import DataError
 from data.prepare.files import File, named
 from data.record import read_record
 
+FOLDERS, NONE = "folder", "none"
+"""What the user calls the folders that images lie in, as a source of labels, and having none."""
+
 LONGEST_TABLE = 256 * 2**20
 """Bytes of the longest table of labels that is read."""
 

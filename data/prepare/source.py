@@ -98,12 +98,13 @@ def _kind(listing: Mapping[str, int], root: str) -> str:
     return "tars" if {archive_kind(path) for path in archives} == {"tar"} else "archives"
 
 
-def check_apart(source: Source, to: str, *, rewrite: bool) -> None:
-    """Whether what is written stays out of the source, where another run would take it for images."""
-    root, place = (os.path.realpath(url) if store.is_local(url) else url.rstrip("/") for url in (source.root, to))
-    inside = f"{place}/".startswith(f"{root.rstrip('/')}/") and not (source.kind == "tars" and not rewrite)
-    if inside and (len(source.listing) > 1 or place != root):
-        raise DataError(f"{to} lies in the source {source.root}, of which it would become a part: write elsewhere")
+def check_apart(source: str, to: str) -> None:
+    """Whether shards are written outside of the source, where another run would take them for images."""
+    root, place = (
+        os.path.realpath(store.absolute(url)) if store.is_local(url) else url.rstrip("/") for url in (source, to)
+    )
+    if f"{place}/".startswith(f"{root.rstrip('/')}/"):
+        raise DataError(f"{to} lies in the source {source}, of which it would become a part: write elsewhere")
 
 
 @dataclass(frozen=True, kw_only=True)

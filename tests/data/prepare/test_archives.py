@@ -84,6 +84,9 @@ def test_a_set_is_never_written_into_its_own_source(tmp_path: Path, container: s
     for place in (source, source / "deep" / "set"):
         with pytest.raises(DataError, match="of which it would become a part: write elsewhere"):
             prepare("mine", str(source), str(place), choices=Choices(resolution=6, rewrite=container == "tar"))
+    # Beside a file that is the source itself there is room.
+    one = Path(in_packed(tmp_path / "one", {"a.png": png(0)}))
+    prepare("mine", str(one), str(one.parent / "set"), choices=Choices(resolution=6))
     assert sorted(path.name for path in source.rglob("*.tar")) == (["set.tar"] if container == "tar" else [])
 
 
@@ -141,10 +144,10 @@ def test_one_of_two_sources_of_labels_is_chosen_for_tars_as_they_lie(tmp_path: P
 
 def test_a_known_set_has_no_more_classes_than_it_has(tmp_path: Path) -> None:
     files = {"a.png": png(0, side=64), "b.png": png(1, side=64), "a.cls": b"0", "b.cls": b"3"}
-    with pytest.raises(DataError, match=r"there is the label 3 in \.cls, but there are 1 classes"):
+    with pytest.raises(DataError, match=r"there is the label 3 in \.cls, but the set has 1 classes"):
         prepare("ffhq64", in_folder(tmp_path / "in", files), str(tmp_path / "set"))
     (tmp_path / "in" / "b.cls").write_bytes(b"1000")
-    with pytest.raises(DataError, match=r"there is the label 1000 in \.cls, but there are 1,000 classes"):
+    with pytest.raises(DataError, match=r"there is the label 1000 in \.cls, but the set has 1,000 classes"):
         prepare("imagenet64", str(tmp_path / "in"), str(tmp_path / "set"))
 
 
@@ -188,3 +191,12 @@ def test_a_tar_that_changes_after_it_was_listed_is_noticed(tmp_path: Path) -> No
         (tmp_path / "in" / "set.tar").write_bytes(tar_of({"c.txt": b"x" * 700, "a.png": png(0), "b.png": png(1)}))
         with pytest.raises(DataError, match=r"set\.tar/a\.png has changed since it was listed"):
             list(contents(source, listed.places, listed.files))
+
+
+def test_archives_named_after_classes_are_no_classes_and_the_user_is_told(tmp_path: Path) -> None:
+    source = in_folder(
+        tmp_path / "in", {f"{name}-0.tar": tar_of({"1.png": png(0)}) for name in ("cat", "dog", "train")}
+    )
+    found, told = prepared(tmp_path, source, rewrite=True)
+    assert [label for _, label in found["train"]] == ["all"] * 3
+    assert "note: the names of the archives (cat-, dog-) are taken for no classes" in told

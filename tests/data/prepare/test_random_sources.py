@@ -95,12 +95,13 @@ def label_files(form: str, labels: dict[str, str]) -> dict[str, bytes]:
 
 @st.composite
 def sources(draw: st.DrawFn) -> Made:
-    form, explicit, marked = draw(st.sampled_from(FORMS)), draw(st.booleans()), draw(st.booleans())
+    form = draw(st.sampled_from((*FORMS, "folder", "folder")))
+    explicit, marked = draw(st.booleans()), draw(st.booleans())
     explicit = explicit or form in ("none", ".txt")
     side, prefix = draw(st.integers(1, 7)), draw(st.sampled_from(("", "set/", "a/b.c/")))
     # One folder alone around all images is not a class.
     fewest = 2 if form == "folder" else 1
-    classes = draw(st.lists(ODD.map(lambda name: f"c{name.strip()}"), min_size=fewest, max_size=3, unique=True))
+    classes = draw(st.lists(ODD.map(lambda name: f"cZ{name.strip()}"), min_size=fewest, max_size=3, unique=True))
     numeric = form in ("dataset.json", ".cls", ".json")
     names = [str(n) for n in range(len(classes))] if numeric else classes
     kinds = st.tuples(st.sampled_from(sorted(FORMATS)), ODD, st.integers(0, 99), st.sampled_from(("", "x/", "y/z/")))
