@@ -40,7 +40,11 @@ def test_the_images_come_in_the_order_of_their_keys(tmp_path: Path) -> None:
         "train": database(tmp_path / "in" / "bedroom_train_lmdb", 21),
         "test": database(tmp_path / "in" / "bedroom_val_lmdb", 3),
     }
-    manifest = prepare("rooms", str(tmp_path / "in"), str(tmp_path / "set"), choices=CHOICES)
+    (tmp_path / "in" / "README.md").write_bytes(b"x")
+    told: list[str] = []
+    manifest = prepare("rooms", str(tmp_path / "in"), str(tmp_path / "set"), choices=CHOICES, tell=told.append)
+    assert told[0] == "note: left out 1 files that belong to no lmdb: README.md"
+    assert "train        21 images, 1 class: all 21\ntest          3 images, 1 class: all 3" in told[1]
     assert manifest.class_names == ("all",)
     form = Form(resolution=16, channels=3, encoding="raw")
     for split, values in content.items():
