@@ -19,6 +19,7 @@ from data.store.transfer import (
     RANGE_BYTES,
     Version,
     fetch,
+    mark_of,
     read_bytes,
     read_range,
     replacing,
@@ -47,6 +48,7 @@ __all__ = [
     "remove",
     "retries",
     "version",
+    "versions",
     "walk",
     "within",
     "write_bytes",
@@ -135,10 +137,21 @@ def file_sizes(url: str) -> dict[str, int]:
 
 def walk(url: str) -> dict[str, int]:
     """Bytes of each file anywhere under `url`, by its path from there, sorted; {"": size} if `url` is a file itself."""
+    return {path: found.length for path, found in versions(url).items()}
+
+
+def versions(url: str) -> dict[str, Version]:
+    """What each file anywhere under `url` is now, by its path from there; {"": it} if `url` is a file itself.
+
+    The mark is the ETag or the time of the last change: a copy with the times of the original is of the same version.
+    """
     files, root = filesystem(url, reading=True)
     infos = retried("list", url, partial(files.find, root, detail=True))
     root = root.rstrip("/")
-    return {path.removeprefix(root).lstrip("/"): info["size"] for path, info in sorted(infos.items())}
+    return {
+        path.removeprefix(root).lstrip("/"): Version(length=info["size"], mark=mark_of(info, copied=True))
+        for path, info in sorted(infos.items())
+    }
 
 
 def check_writable(url: str) -> None:

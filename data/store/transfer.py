@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -119,8 +119,16 @@ def version(url: str, action: str = "read", seconds: float = _SHORT_DEADLINE) ->
         raise DataError(
             f"the server of {url} does not state its length: download it by other means and give the local path"
         )
-    marks = [str(info[name]) for name in _MARKS if info.get(name)]
-    return Version(length=info["size"], mark=marks[0] if scheme(url) in S3 and marks else " ".join(marks))
+    return Version(length=info["size"], mark=mark_of(info))
+
+
+def mark_of(info: Mapping[str, Any], *, copied: bool = False) -> str:
+    """What changes when the file that a storage described so is replaced: its ETag if there is one.
+
+    Where a copy counts as the same file, its number on the disk does not matter.
+    """
+    marks = [str(info[name]) for name in _MARKS if info.get(name) and not (copied and name == "ino")]
+    return marks[0] if "ETag" in info and marks else " ".join(marks)
 
 
 def read_range(url: str, start: int, end: int, known: Version, seconds: float = _SHORT_DEADLINE) -> bytes:
