@@ -50,6 +50,10 @@ class WrongBytesError(DataError):
         super().__init__(message)
         self.reason = reason
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles with both, or it would not come whole from another process."""
+        return type(self), (str(self), self.reason)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Version:
