@@ -32,6 +32,8 @@ class PrepareOptions:
     source: str | None = None
     """Path or URL of the archive, folder, zip file, lmdb or tars; digits need none."""
     choices: Annotated[Choices, AT_TOP_LEVEL] = field(default_factory=Choices)
+    anonymous: bool = False
+    """Read --source, an s3:// URL of a public bucket, without keys."""
     dry_run: bool = False
     """Print what would be written and write nothing."""
 
@@ -59,6 +61,7 @@ def write(options: PrepareOptions) -> None:
     known = DATASETS.get(options.name)
     to = durable(options.to or f"runs/data/{options.name}", "--to")
     source = durable(options.source, "--source") if options.source else None
+    source = store.anonymous(source or "") if options.anonymous else source
     if options.dry_run:
         counts = ", ".join(f"{count:,} {split}" for split, count in known.splits.items()) if known else "all"
         size = known.resolution if known else options.choices.resolution

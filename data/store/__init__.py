@@ -13,7 +13,16 @@ from typing import Any
 
 from data.errors import DataError
 from data.store.failures import NO_SPACE, failure
-from data.store.filesystems import absolute, arrow_filesystem, filesystem, has_buckets, is_local, join
+from data.store.filesystems import (
+    absolute,
+    anonymous,
+    arrow_filesystem,
+    filesystem,
+    has_buckets,
+    is_local,
+    is_web,
+    join,
+)
 from data.store.transfer import (
     RANGE_BYTES,
     Version,
@@ -32,6 +41,7 @@ __all__ = [
     "RANGE_BYTES",
     "Version",
     "absolute",
+    "anonymous",
     "arrow_filesystem",
     "check_writable",
     "download_tree",
@@ -141,9 +151,14 @@ def walk(url: str) -> dict[str, int]:
 
     def call() -> dict[str, int]:
         files, root = filesystem(url, reading=True)
-        infos = dict(files.find(root, detail=True))
+        # A page would be that of a folder.
+        if is_web(url) and not url.endswith("/") and files.info(root).get("mimetype") != "text/html":
+            return {"": version(url).length}
+        sizes = {path: info.get("size") for path, info in files.find(root, detail=True).items()}
+        unknown = [path for path, size in sizes.items() if size is None]
+        sizes |= dict(zip(unknown, files.sizes(unknown), strict=True))
         root = root.rstrip("/")
-        return {path.removeprefix(root).lstrip("/"): info["size"] for path, info in sorted(infos.items())}
+        return {path.removeprefix(root).lstrip("/"): sizes[path] for path in sorted(sizes)}
 
     return retried("list", url, call)
 

@@ -1,7 +1,8 @@
 """The only user of fsspec: URL -> file system and the path inside it.
 
 A URL is a local path, `file://...`, `s3://bucket/path` or anything else that fsspec knows. Credentials and endpoints
-come from the environment alone (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...). No file system object is kept between calls,
+come from the environment alone (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...); `anonymous+s3://bucket/path` needs no
+credentials, for buckets that are public. No file system object is kept between calls,
 so nothing is carried across a fork.
 """
 
@@ -27,7 +28,8 @@ _WRITE_SECONDS = 15.0
 _READ_SECONDS = 5.0
 """A server that sends nothing for so long is asked again."""
 
-_S3_PROTOCOLS = ("s3", "s3a")
+_ANONYMOUS = "anonymous+"
+_S3_PROTOCOLS = ("s3", "s3a", f"{_ANONYMOUS}s3")
 _BUCKET_STORES = (*_S3_PROTOCOLS, "gs", "gcs", "az", "abfs", "abfss", "adl")
 
 
@@ -50,19 +52,22 @@ def filesystem(url: str, *, reading: bool = False) -> tuple[Any, str]:
         )
     if scheme in _BUCKET_STORES and not urlsplit(url).netloc:
         raise DataError(f"{url} names no bucket: write {scheme}://bucket/folder")
-    if "::" in url:
+    if "::" in url and scheme not in ("file", "local", *_BUCKET_STORES):
         raise DataError(f"{url} chains several file systems, which is not supported: give one plain URL")
     options: dict[str, Any] = {}
     if scheme in _S3_PROTOCOLS:
         silence = _READ_SECONDS if reading else _WRITE_SECONDS
         # Listings are never cached because other processes write too.
         options = {"use_listings_cache": False, "config_kwargs": {**_S3_CONFIG, "read_timeout": silence}}
+        if scheme.startswith(_ANONYMOUS):
+            options["anon"], scheme, url = True, "s3", url[len(_ANONYMOUS) :]
     try:
-        files: Any
-        files, path = fsspec.core.url_to_fs(url, **options)
+        # fsspec's `url_to_fs` would take a name with "::" for a chain.
+        kind: Any = fsspec.get_filesystem_class(scheme)
+        files, path = kind(**{**kind._get_kwargs_from_urls(url), **options}), kind._strip_protocol(url)
     except Exception as error:  # fsspec and its plug-ins have no common base
         raise failure("open", url, error) from error
-    if reading and scheme in _S3_PROTOCOLS:
+    if reading and is_s3(url):
         files.retries = 1
     return files, path
 
@@ -72,9 +77,21 @@ def is_s3(url: str) -> bool:
     return _scheme(url) in _S3_PROTOCOLS
 
 
+def is_web(url: str) -> bool:
+    """Whether a URL is a file or a page of a web server."""
+    return _scheme(url) in ("http", "https")
+
+
 def has_buckets(url: str) -> bool:
     """Whether a URL is in an object store, which has buckets and no folders."""
     return _scheme(url) in _BUCKET_STORES
+
+
+def anonymous(url: str) -> str:
+    """The S3 URL under which a public bucket is read without keys."""
+    if not is_s3(url):
+        raise DataError(f"{url or 'no source'} is not in a bucket: only an s3:// URL can be read without keys")
+    return url if url.startswith(_ANONYMOUS) else f"{_ANONYMOUS}s3://{url.partition('://')[2]}"
 
 
 def is_local(url: str) -> bool:
