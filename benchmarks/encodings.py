@@ -6,6 +6,7 @@ pixel. A shard member also needs a header, and its label: 1,536 bytes.
 
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,13 @@ def squares(resolution: int, count: int) -> list[NDArray[np.uint8]]:
         photo = np.asarray(bunch.images[number % len(bunch.images)], np.uint8)
         side = int(chance.integers(resolution, 427))
         top, left = (int(chance.integers(0, extent - side + 1)) for extent in photo.shape[:2])
-        found.append(area_resized(photo[top : top + side, left : left + side], resolution))
+        cut = photo[top : top + side, left : left + side]
+        found.append(area_resized(partial(_lines, cut), (side, side), (resolution, resolution)))
     return found
+
+
+def _lines(image: NDArray[np.uint8], first: int, last: int) -> NDArray[np.uint8]:
+    return image[first:last]
 
 
 def measure(resolution: int, encoding: str, images: list[NDArray[np.uint8]], folder: Path) -> str:

@@ -2,10 +2,12 @@
 
 import io
 import json
+import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +21,9 @@ IMAGE_EXTENSIONS = frozenset({"ppm", "pgm", "png", "jpg", "jpeg", "webp"})
 """A ppm (RGB) or pgm (grey) member is a short header and the raw pixels: nothing to decode."""
 LABEL_EXTENSION = "cls"
 JSON_EXTENSION = "json"
-"""Read for its "label" where a sample has no .cls member."""
+"""Read for its label where a sample has no .cls member."""
+LABEL_KEYS = ("label", "class", "cls", "class_id")
+"""Where a .json member or a table of labels states them; a whole number counts before a text."""
 REFUSED_EXTENSIONS = frozenset(
     {"pyd", "pkl", "pickle", "pt", "pth", "npy", "npz", "joblib", "dill", "ckpt", "py", "pyc", "so"}
 )
@@ -27,7 +31,7 @@ REFUSED_EXTENSIONS = frozenset(
 
 _FORMATS = ("PPM", "PNG", "JPEG", "WEBP")
 _CHANNELS_OF_MODE = {"L": 1, "RGB": 3}
-_LONGEST_LABEL = 20
+_LONGEST_LABEL = 1000
 _LONGEST_JSON = 2**20
 _LONGEST_IMAGE = 4 * 2**20
 _AGAIN = "Write the whole set again with python -m pipelines.prepare."
@@ -94,21 +98,46 @@ def _pixels(payload: bytes, manifest: Manifest, where: Callable[[], str]) -> NDA
     return pixels[np.newaxis] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def label_of(extension: str, payload: bytes, classes: int, where: str) -> int | None:
-    """The label, from 0 to classes - 1, in a .cls or .json member; None if a .json one has no number under "label"."""
-    text: str | None = payload[: 2 * _LONGEST_LABEL].decode("ascii", "replace").strip()
-    if extension == JSON_EXTENSION:
-        try:
-            value = json.loads(payload) if len(payload) <= _LONGEST_JSON else None
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: its .json member is not valid JSON: write the shard again") from error
-        label = value.get("label") if isinstance(value, dict) else None
-        text = str(label) if type(label) is int else None
-    if text is None:
+def plain_label(value: Any, where: str) -> str | None:
+    """A label as text, a whole number (3, "3", 3.0) in plain digits; None for none, and what is neither a DataError."""
+    text = "" if isinstance(value, bool | list | dict) else str(value).strip()
+    if value is None:
         return None
-    if len(text) > _LONGEST_LABEL or not text.isdecimal() or int(text) >= classes:
+    if match := re.fullmatch(r"(\d{1,20})(?:\.0*)?", text):
+        return str(int(match[1]))
+    if not text or not isinstance(value, str) or re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", text):
+        raise DataError(f"{where}: label {value!r:.60} is not a whole number from 0, nor the name of a class")
+    return text
+
+
+def stated_label(entry: Mapping[str, Any], where: str) -> str | None:
+    """The label in a JSON object or a row of a table, under one of `LABEL_KEYS`; None if there is none."""
+    found = [label for key in LABEL_KEYS if (label := plain_label(entry.get(key), where)) is not None]
+    numbers = {label for label in found if label.isdecimal()}
+    if len(numbers) > 1:
+        raise DataError(f"{where} states several labels: {', '.join(sorted(numbers))}; leave one")
+    return next(iter(numbers), None) or next(iter(found), None)
+
+
+def label_text(extension: str, payload: bytes, where: str) -> str | None:
+    """The label in the member with this extension, as `plain_label` gives it; None if a .json one has none."""
+    if extension != JSON_EXTENSION:
+        return plain_label(payload[:_LONGEST_LABEL].decode("utf-8-sig", "replace"), where)
+    try:
+        value = json.loads(payload) if len(payload) <= _LONGEST_JSON else None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: its .json member is not valid JSON: write the shard again") from error
+    return stated_label(value, where) if isinstance(value, dict) else None
+
+
+def label_of(extension: str, payload: bytes, classes: int, where: str) -> int | None:
+    """The label, from 0 to classes - 1, in a .cls or .json member; None if a .json one has none."""
+    # Nearly all are plain numbers.
+    plain = extension == LABEL_EXTENSION and payload.isdigit() and len(payload) < 20
+    text = payload.decode() if plain else label_text(extension, payload, where)
+    if text is not None and (not text.isdecimal() or int(text) >= classes):
         raise DataError(f"{where}: label {text!r} is not a whole number from 0 to {classes - 1}: write the shard again")
-    return int(text)
+    return None if text is None else int(text)
 
 
 def read_labels(path: Path, url: str, shard: Shard, manifest: Manifest) -> NDArray[np.int64]:

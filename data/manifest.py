@@ -6,20 +6,18 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from functools import cache, cached_property
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import PurePosixPath
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
 
 from data import store
 from data.errors import DataError
-
-T = TypeVar("T")
+from data.record import read_record
 
 MANIFEST_NAME = "manifest.json"
 LARGEST_RESOLUTION = 1024
@@ -136,6 +134,27 @@ class SplitManifest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Making:
+    """What a set was made of and how, as far as it decides what is in the set.
+
+    Attributes:
+        files: Files of the source.
+        bytes: Their bytes.
+        names: Hash of their names and sizes; "" if every copy of the source is the same.
+        versions: Hash of what changes when one of them is replaced: its ETag, or the time of its last change.
+        options: What the user decided, or the default for it, by the option's name.
+        left_out: Images of each split that could not be used.
+    """
+
+    files: int
+    bytes: int
+    names: str
+    versions: str
+    options: Mapping[str, str | int | float | bool | None]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """A whole data set in storage.
 
@@ -147,6 +166,7 @@ class Manifest:
         flip: Whether mirrored images may be trained on.
         splits: Shards of each split.
         root: URL of the folder that the shards' paths start from; "" for the manifest's own.
+        made: What it was made of and how; None for a set that was prepared before this was kept.
         format: What kind of file this is.
         version: Of the format.
     """
@@ -158,6 +178,7 @@ class Manifest:
     flip: bool
     splits: Mapping[str, SplitManifest]
     root: str = ""
+    made: Making | None = field(default=None, compare=False)
     format: Literal["bcm-shards"] = "bcm-shards"
     version: Literal[2] = 2
 
@@ -182,16 +203,16 @@ class Manifest:
 
     def to_json(self) -> str:
         """The canonical JSON text: sorted keys, no spaces, ASCII."""
-        value: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        value: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
         value["splits"] = {name: asdict(split) for name, split in self.splits.items()}
-        if not self.root:
-            del value["root"]
+        value["made"] = asdict(self.made) if self.made else None
+        value = {name: fact for name, fact in value.items() if fact not in ("", None)}
         return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the canonical JSON: it names the data set down to the last byte of every shard."""
-        return hashlib.sha256(self.to_json().encode("ascii")).hexdigest()
+        """Hash of the canonical JSON but for `made`: it names the data set down to the last byte of every shard."""
+        return hashlib.sha256(replace(self, made=None).to_json().encode("ascii")).hexdigest()
 
     def place(self, url: str) -> str:
         """URL of the folder that the shards' paths start from, for a manifest found under `url`."""
@@ -202,27 +223,6 @@ class Manifest:
         if name not in self.splits:
             raise DataError(f"data set {self.name!r} has no split {name!r}; it has {', '.join(sorted(self.splits))}")
         return self.splits[name]
-
-
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
-
-
-def read_record(kind: type[T], text: str | bytes) -> T:
-    """The dataclass in a JSON text, read strictly: a DataError names the key that is wrong, missing or unknown."""
-    try:
-        return _adapter(kind).validate_json(text, strict=True, extra="forbid")
-    except ValidationError as problem:
-        first = problem.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            raise DataError(f"unknown key {key!r}") from None
-        if first["type"].startswith("missing"):
-            raise DataError(f"missing key {key!r}") from None
-        if not key:
-            raise DataError(first["msg"].lower()) from None
-        raise DataError(f"{key}: {first['msg'].lower()}, not {first['input']!r:.60}") from None
 
 
 def parse_manifest(text: str | bytes, where: str) -> Manifest:

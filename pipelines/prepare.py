@@ -1,32 +1,30 @@
 """`python -m pipelines.prepare NAME --source URL --to URL`: images into WebDataset shards; also `verify`, `inspect`."""
 
-import io
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated
 
-from PIL import Image
-
 from cluster.tasks import in_parallel
 from data import store
-from data.catalog import DATASETS
 from data.errors import DataError
-from data.manifest import Manifest, load_manifest
-from data.prepare import Choices, audit, prepare
+from data.prepare import Choices, audit, dry_run, prepare
 from pipelines.cli import AT_TOP_LEVEL, Bar, Positional, durable, parse, run_command
+
+RUN = partial(in_parallel, user_error=DataError)
+"""Where shards are read and written: a few here, many as Ray tasks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareOptions:
     """Write a data set as WebDataset shards and a manifest, to any storage URL. The same command goes on after a kill.
 
-    `prepare verify URL` checks every byte of a set, `prepare inspect URL` shows what is in it.
+    `prepare verify URL` checks every byte and image of a set, `prepare inspect URL` shows what is in it.
     """
 
     name: Positional
-    """digits, cifar10, imagenet64, ffhq64, lsun-bedroom256, or a name of your own for images of your own."""
+    """digits, cifar10, fashion-mnist, imagenet64, ffhq64, lsun-bedroom256, or a name of your own for your images."""
     to: str | None = None
     """URL of the folder to write; by default runs/data/NAME."""
     source: str | None = None
@@ -35,15 +33,17 @@ class PrepareOptions:
     anonymous: bool = False
     """Read --source, an s3:// URL of a public bucket, without keys."""
     dry_run: bool = False
-    """Print what would be written and write nothing."""
+    """Look at the source and the place, print what would be made and how long it would take, and write nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions:
-    """Compare every byte of a set with its manifest; exit code 2 and a list if anything differs."""
+    """Compare every byte of a set with its manifest and decode every image; exit code 2 and a list of what is wrong."""
 
     url: Positional
     """URL of the folder with the manifest."""
+    bytes_only: bool = False
+    """Compare the bytes and decode no image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,64 +56,29 @@ class InspectOptions:
     """Picture to write: 100 images of each split."""
 
 
-def write(options: PrepareOptions) -> None:
-    """Prepare a set."""
-    known = DATASETS.get(options.name)
+def write(options: PrepareOptions, bar: Bar) -> str:
+    """Prepare a set, or say what that would make."""
     to = durable(options.to or f"runs/data/{options.name}", "--to")
     source = durable(options.source, "--source") if options.source else None
     source = store.anonymous(source or "") if options.anonymous else source
     if options.dry_run:
-        counts = ", ".join(f"{count:,} {split}" for split, count in known.splits.items()) if known else "all"
-        size = known.resolution if known else options.choices.resolution
-        print(f"{options.name}: {counts} images of {size or 'their own'} px -> {to}")
-        return
-    # A CIFAR-10 archive is unpacked here, wherever it comes from.
-    here = options.name == "cifar10" or store.is_local(to) or (source is not None and store.is_local(source))
-    run = partial(in_parallel, here=here, user_error=DataError)
-    with closing(Bar("images")) as bar:
-        manifest = prepare(options.name, source, to, choices=options.choices, progress=bar, run=run)
-    print(audit.describe(manifest, to))
-
-
-def _examined(url: str, keep: int | None) -> tuple[Manifest, list[audit.Examined]]:
-    """The manifest of a set, and all its shards in the order in which they were read."""
-    manifest = load_manifest(url)
-    run = partial(in_parallel, here=store.is_local(manifest.place(url)), user_error=DataError)
-    with closing(Bar("shards")) as bar:
-        return manifest, list(audit.examined(url, manifest, keep, run, partial(bar, "shards")))
-
-
-def verify(options: VerifyOptions) -> None:
-    """Check a set."""
-    url = durable(options.url, "URL")
-    manifest, shards = _examined(url, None)
-    audit.require_sound(url, sorted(found.problem for found in shards if found.problem))
-    print(f"{audit.describe(manifest, url)}\nevery byte is as the manifest says")
-
-
-def inspect(options: InspectOptions) -> None:
-    """Describe a set."""
-    url = durable(options.url, "URL")
-    manifest, shards = _examined(url, 100)
-    shards.sort(key=lambda found: (found.split, found.shard.path))
-    audit.require_sound(url, [found.problem for found in shards if found.problem])
-    print(audit.report(manifest, url, shards))
-    images = [image for found in shards for image in found.images]
-    buffer = io.BytesIO()
-    Image.fromarray(audit.contact_sheet(images, columns=20)).save(buffer, format="PNG")
-    store.write_bytes(options.out, buffer.getvalue())
-    print(f"{len(images)} images in {options.out}")
+        return "\n".join(dry_run(options.name, source, to, choices=options.choices, run=RUN))
+    return audit.describe(prepare(options.name, source, to, choices=options.choices, progress=bar, run=RUN), to)
 
 
 def main(argv: Sequence[str]) -> None:
     """The command line."""
-    match list(argv):
-        case ["verify", *rest]:
-            verify(parse(VerifyOptions, rest, "prepare verify"))
-        case ["inspect", *rest]:
-            inspect(parse(InspectOptions, rest, "prepare inspect"))
-        case _:
-            write(parse(PrepareOptions, argv, "prepare"))
+    with closing(Bar("")) as bar:
+        match list(argv):
+            case ["verify", *rest]:
+                asked = parse(VerifyOptions, rest, "prepare verify")
+                said = audit.verified(durable(asked.url, "URL"), decode=not asked.bytes_only, run=RUN, progress=bar)
+            case ["inspect", *rest]:
+                asked = parse(InspectOptions, rest, "prepare inspect")
+                said = audit.inspected(durable(asked.url, "URL"), asked.out, run=RUN, progress=bar)
+            case _:
+                said = write(parse(PrepareOptions, argv, "prepare"), bar)
+    print(said)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Sources -> shards and manifest in storage."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -9,20 +9,29 @@ from typing import Any
 from data import store
 from data.catalog import DATASETS, facts
 from data.errors import DataError
-from data.manifest import MANIFEST_NAME, Manifest, Shard, SplitManifest, load_manifest, shard_problems, write_manifest
-from data.prepare import tars
-from data.prepare.inspect import Choices, Source, check_name, laid_out, look_at, scanned
+from data.manifest import MANIFEST_NAME, Making, Manifest, SplitManifest, write_manifest
+from data.prepare.inspect import Choices, check_name, laid_out
 from data.prepare.layout import Layout
-from data.prepare.pack import SAMPLES_PER_SHARD
-from data.prepare.write import Runner, clear_notes, healthy, in_turn, pending, write_shards
+from data.prepare.origin import LARGEST_SHARD, check_effect, finished, making, own_shards
+from data.prepare.source import Source, check_apart, look_at
+from data.prepare.summary import describe, forecast
+from data.prepare.write import (
+    LEFT_OUT,
+    Note,
+    Runner,
+    add,
+    clear_notes,
+    healthy,
+    in_turn,
+    most_left_out,
+    pending,
+    write_shards,
+)
 
-__all__ = ["Choices", "Progress", "prepare", "prepared"]
+__all__ = ["Choices", "Progress", "dry_run", "prepare", "prepared"]
 
 Progress = Callable[[str, int, int], None]
 """Called with the split, the images written so far, and the images of the split."""
-
-_FIXED = ("digits", "cifar10")
-"""Sets of which every copy is the same, so that a whole one is known without its source."""
 
 
 def prepare(
@@ -50,26 +59,80 @@ def prepare(
         tell: Called with what the user should know of the source.
     """
     choices = choices or Choices()
-    check_name(name, choices, own_size=source is not None)
-    found = prepared(name, to, samples_per_shard=choices.samples_per_shard) if name in _FIXED else None
+    place, made, found = _begun(name, source, to, choices)
     if found is not None:
         return found
-    if name not in _FIXED and source is not None and not choices.rewrite:
-        place = look_at(name, source)
-        if place.kind == "tars":
-            return _describe_tars(name, place, to, choices, run)
-    with laid_out(name, source, choices, run) as layout:
-        for note in layout.notes:
-            tell(f"note: {note}")
-        return _write(layout, to, progress, run)
+    here = partial(run, here=_bound(name, source, place, to))
+    with laid_out(name, source, place, choices, here) as layout:
+        for line in _told(layout):
+            tell(line)
+        if layout.kept:
+            return _keep(layout, made, to)
+        return _write(layout, made, to, choices, progress, here, tell)
 
 
-def prepared(name: str, to: str, *, samples_per_shard: int = SAMPLES_PER_SHARD) -> Manifest | None:
+def dry_run(
+    name: str, source: str | None, to: str, *, choices: Choices | None = None, run: Runner = in_turn
+) -> Iterator[str]:
+    """What `prepare` would find and make, in lines; nothing is kept of what is written to try the place.
+
+    Raises:
+        DataError: As `prepare` does, as far as it can be seen without reading all images.
+    """
+    choices = choices or Choices()
+    place, _, found = _begun(name, source, to, choices)
+    if found is not None:
+        yield f"{to} holds this set already: nothing would be written"
+        return
+    with laid_out(name, source, place, choices, partial(run, here=_bound(name, source, place, to))) as layout:
+        yield from _told(layout)
+        yield forecast(layout, to)
+
+
+def _begun(name: str, source: str | None, to: str, choices: Choices) -> tuple[Source | None, Making, Manifest | None]:
+    """The source, listed; what the set would be made of; and its manifest, if the very set is there already."""
+    fixed = name in LARGEST_SHARD
+    check_name(name, choices, own_size=source is not None)
+    place = None if fixed or source is None else look_at(name, source)
+    check_effect(place.kind if place else name if fixed else "folder", choices)
+    made = making(name, place, choices)
+    if place is None:
+        return None, made, prepared(name, to, choices) if fixed else None
+    kept = place.kind == "tars" and not choices.rewrite
+    if place.kind == "archives" and name not in DATASETS and choices.resolution is None:
+        raise DataError(
+            f"the images of {source} are written anew, as they are not in plain tars alone: give --resolution"
+        )
+    check_name(name, choices, own_size=kept)
+    if not kept:
+        check_apart(source or "", to)
+    # Of tars that stay as they are these say themselves what they are; what the user says too must be true.
+    said = {"resolution": choices.resolution, "channels": choices.channels} if kept else {}
+    wanted = {"name": name} | {fact: value for fact, value in said.items() if value is not None}
+    found = finished(wanted, made, to, choices.again)
+    if found is None or found.made is None:
+        return place, made, None
+    clear_notes(to)
+    return place, made, found
+
+
+def _bound(name: str, source: str | None, place: Source | None, to: str) -> bool:
+    """Whether the work is bound to this machine, as something is read or written on its disks."""
+    unpacked = name == "cifar10" or (place is not None and place.kind == "archives")
+    return unpacked or store.is_local(to) or (source is not None and store.is_local(source))
+
+
+def _told(layout: Layout) -> list[str]:
+    """What the user should know before anything is written."""
+    return [*(f"note: {note}" for note in layout.notes), describe(layout)]
+
+
+def prepared(name: str, to: str, choices: Choices | None = None) -> Manifest | None:
     """The manifest at `to` if this very set (digits or cifar10) is there with every shard, else None.
 
     A different set at `to` is a DataError, so nothing is ever overwritten by mistake.
     """
-    known = facts(name)
+    known, choices = facts(name), choices or Choices()
     wanted = {
         "name": known.name,
         "resolution": known.resolution,
@@ -77,109 +140,97 @@ def prepared(name: str, to: str, *, samples_per_shard: int = SAMPLES_PER_SHARD) 
         "class_names": known.class_names,
         "flip": known.flip,
         "images": dict(known.splits),
-        "samples per shard": min(samples_per_shard, 10_000 if name == "cifar10" else max(known.splits.values())),
+        "samples per shard": min(choices.samples_per_shard, LARGEST_SHARD[name]),
     }
-    return _there(wanted, to)
+    return finished(wanted, making(name, None, choices), to, choices.again)
 
 
-def _there(wanted: Mapping[str, Any], to: str) -> Manifest | None:
-    """The manifest at `to` if it states what is wanted and every shard is there; another set is a DataError."""
-    if not store.exists(store.join(to, MANIFEST_NAME)):
-        return None
-    found = load_manifest(to)
-    actual = {
-        "name": found.name,
-        "resolution": found.resolution,
-        "channels": found.channels,
-        "class_names": found.class_names,
-        "flip": found.flip,
-        "images": {split: part.count for split, part in found.splits.items()},
-        "samples per shard": max(shard.count for part in found.splits.values() for shard in part.shards),
-    }
-    for fact, value in wanted.items():
-        if actual[fact] != value:
-            texts = repr(actual[fact]), repr(value)
-            is_now, asked = (text if len(text) <= 100 else f"{text[:100]}..." for text in texts)
-            raise DataError(
-                f"{to} holds a different data set: its {fact} is {is_now}, not {asked}. "
-                "Choose another URL, or remove that set first."
-            )
-    return None if shard_problems(to, found) else found
-
-
-def _write(layout: Layout, to: str, progress: Progress | None, run: Runner) -> Manifest:
+def _write(
+    layout: Layout,
+    made: Making,
+    to: str,
+    choices: Choices,
+    progress: Progress | None,
+    run: Runner,
+    tell: Callable[[str], None],
+) -> Manifest:
     """What is missing of the layout, then the manifest."""
-    wanted = {
+    facts_of_all = _facts(layout)
+    largest = max(count for shards in layout.ranges for count in shards.counts)
+    wanted = facts_of_all | {"images": layout.counts, "samples per shard": largest}
+    if (found := finished(wanted, made, to, choices.again)) is not None:
+        clear_notes(to)
+        return found
+    store.check_writable(to)
+    before = own_shards(to)
+    # Without its manifest the set does not count as whole until the last lines.
+    store.remove(store.join(to, MANIFEST_NAME))
+    notes, problems = _shards(layout, to, choices, progress, run)
+    _tell_of(notes, problems, to, tell)
+    shards = {split: tuple(note.shard for note in found) for split, found in notes.items()}
+    splits = {split: SplitManifest(count=sum(s.count for s in found), shards=found) for split, found in shards.items()}
+    left_out = {split: count - splits[split].count for split, count in layout.counts.items()}
+    manifest = Manifest(**facts_of_all, splits=splits, made=replace(made, left_out=left_out))
+    write_manifest(to, manifest)
+    clear_notes(to)
+    for path in before - {shard.path for found in shards.values() for shard in found}:
+        store.remove(store.join(to, path))
+    return manifest
+
+
+def _shards(
+    layout: Layout, to: str, choices: Choices, progress: Progress | None, run: Runner
+) -> tuple[dict[str, list[Note]], list[str]]:
+    """Writes the shards that are missing: the notes of all by split, in order, and the problems of what is left out."""
+    total, leave_out = layout.counts, choices.skip_bad is not None
+    done, missing = pending(layout, to, leave_out)
+    call = partial(write_shards, to=to, form=layout.form, leave_out=leave_out)
+    written: dict[str, dict[int, Note]] = {split: {} for split in total}
+    counts, left_out = dict.fromkeys(total, 0), list[str]()
+    most = most_left_out(choices.skip_bad, sum(total.values()))
+    for split, index, note in healthy(chain(done, run(call, missing)), most, left_out):
+        written[split][index] = note
+        counts[split] += note.shard.count + len(note.left_out)
+        if progress is not None:
+            progress(split, counts[split], total[split])
+    for split, notes in written.items():
+        if not notes:
+            raise DataError(f"no image of the split {split} can be used, for example {min(left_out)}")
+    return {split: [notes[index] for index in sorted(notes)] for split, notes in written.items()}, left_out
+
+
+def _tell_of(notes: Mapping[str, list[Note]], problems: list[str], to: str, tell: Callable[[str], None]) -> None:
+    """Tells what was done with images that their owner should know, and lists those that were left out."""
+    remarks: dict[str, tuple[int, str]] = {}
+    for note in chain.from_iterable(notes.values()):
+        add(remarks, note.remarks)
+    for remark, (count, example) in remarks.items():
+        tell(f"note: {count:,} images {remark}, for example {example}")
+    place = store.join(to, LEFT_OUT)
+    store.remove(place)
+    if problems:
+        store.write_bytes(place, "".join(f"{problem}\n" for problem in sorted(problems)).encode())
+        tell(f"note: {len(problems):,} images are left out, as {place} lists, for example {min(problems)}")
+
+
+def _facts(layout: Layout) -> dict[str, Any]:
+    return {
         "name": layout.name,
         "resolution": layout.form.resolution,
         "channels": layout.form.channels,
         "class_names": layout.class_names,
         "flip": layout.flip,
-        "images": layout.counts,
-        "samples per shard": max(count for shards in layout.ranges for count in shards.counts),
     }
-    if (found := _there(wanted, to)) is not None:
-        clear_notes(to)
-        return found
-    store.check_writable(to)
-    # Without its manifest the set does not count as whole until the last lines.
-    store.remove(store.join(to, MANIFEST_NAME))
-    done, missing = pending(layout, to)
-    total, counts = layout.counts, dict.fromkeys(layout.counts, 0)
-    shards: dict[str, dict[int, Shard]] = {split: {} for split in total}
-    for split, index, shard in chain(done, healthy(run(partial(write_shards, to=to, form=layout.form), missing))):
-        shards[split][index] = shard
-        counts[split] += shard.count
-        if progress is not None:
-            progress(split, counts[split], total[split])
-    manifest = Manifest(
-        name=layout.name,
-        resolution=layout.form.resolution,
-        channels=layout.form.channels,
-        class_names=layout.class_names,
-        flip=layout.flip,
-        splits={
-            split: SplitManifest(count=total[split], shards=tuple(found[index] for index in range(len(found))))
-            for split, found in shards.items()
-        },
-    )
-    write_manifest(to, manifest)
-    clear_notes(to)
-    return manifest
 
 
-def _describe_tars(name: str, source: Source, to: str, choices: Choices, run: Runner) -> Manifest:
+def _keep(layout: Layout, made: Making, to: str) -> Manifest:
     """A manifest under `to` for the tars of an existing WebDataset, which stay as they are; made once."""
-    root = "" if store.absolute(to).rstrip("/") == store.absolute(source.root).rstrip("/") else source.root
-    if (found := _there({"name": name}, to)) is not None:
-        return found
     store.check_writable(to)
-    scans = scanned(source, run)
-    resolution, channels = tars.form_of(scans, source.root)
-    classes = tars.classes_of(scans, source.root)
-    check_name(name, replace(choices, resolution=resolution, channels=channels))
-    if choices.resolution not in (None, resolution) or choices.channels not in (None, channels):
-        raise DataError(
-            f"the images at {source.root} have {resolution} px and {channels} channels: leave --resolution and "
-            "--channels out, or add --rewrite to make new shards of another size"
-        )
-    known = DATASETS.get(name)
-    shards: dict[str, list[Shard]] = {}
-    for scan in scans:
-        offsets, sizes = [member.offset for member in scan.members], [member.size for member in scan.members]
-        shard = Shard.of(scan.path, scan.bytes, scan.sha256, offsets, sizes)
-        shards.setdefault(scan.split, []).append(shard)
-    manifest = Manifest(
-        name=name,
-        resolution=resolution,
-        channels=channels,
-        class_names=known.class_names if known and len(known.class_names) >= len(classes) else classes,
-        flip=known.flip if known else choices.flip,
-        splits={
-            split: SplitManifest(count=sum(shard.count for shard in found), shards=tuple(found))
-            for split, found in shards.items()
-        },
-        root=root and store.absolute(root),
-    )
+    root = "" if store.absolute(to).rstrip("/") == store.absolute(layout.root).rstrip("/") else layout.root
+    splits = {
+        split: SplitManifest(count=sum(shard.count for shard in found), shards=found)
+        for split, found in layout.kept.items()
+    }
+    manifest = Manifest(**_facts(layout), splits=splits, root=root and store.absolute(root), made=made)
     write_manifest(to, manifest)
     return manifest

@@ -82,18 +82,31 @@ def _parsed(payload: bytes, where: str) -> tuple[np.ndarray, list[int]]:
     return images.transpose(0, 2, 3, 1), labels
 
 
-def entries(path: Path, batch: tuple[str, str], start: int, stop: int) -> Iterator[Sample]:
-    """Images of a batch file, known by its name and MD5, from `start` to `stop`."""
+def _read(path: Path) -> tuple[np.ndarray, list[int]]:
+    """Images and labels of a batch file, whose name says which MD5 it must have."""
     try:
         payload = path.read_bytes()
     except OSError as error:
         raise DataError(
             f"cannot read {path} ({error.strerror}): give the CIFAR-10 archive or its unpacked folder {FOLDER}"
         ) from error
+    return _parsed(_verified(payload, path.name, str(path)), str(path))
+
+
+def entries(path: Path, batch: tuple[str, str], start: int, stop: int) -> Iterator[Sample]:
+    """Images of a batch file, known by its name and MD5, from `start` to `stop`."""
     name, _ = batch
-    images, labels = _parsed(_verified(payload, name, str(path)), str(path))
+    images, labels = _read(path)
     for index in range(start, stop):
         yield Sample(key=f"{name}-{index:05d}", image=images[index], label=labels[index])
+
+
+def labels(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Images of each class, for each split."""
+    return {
+        split: tuple(np.bincount([label for name in names for label in _read(folder / name)[1]]).tolist())
+        for split, names in BATCHES.items()
+    }
 
 
 def stretches(folder: Path) -> dict[str, list[Stretch]]:

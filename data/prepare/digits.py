@@ -33,3 +33,11 @@ def samples(split: str, start: int = 0, stop: int | None = None) -> Iterator[Sam
     chosen = order[: counts["train"]] if split == "train" else order[counts["train"] :]
     for place in chosen[start:stop]:
         yield Sample(key=f"{split}{place:05d}", image=images[place], label=int(digits.target[place]))
+
+
+def labels() -> dict[str, tuple[int, ...]]:
+    """Images of each digit, for each split."""
+    return {
+        split: tuple(np.bincount([sample.label for sample in samples(split)], minlength=10).tolist())
+        for split in facts("digits").splits
+    }

@@ -1,75 +1,153 @@
-"""Images as files: in a folder at any URL, or in a zip file. Classes are the folders they lie in."""
+"""The files of a source, in a folder at any URL or in archives: listed by name and size, and read."""
 
+import os
 import re
+import tarfile
+import unicodedata
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import PurePosixPath
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import BinaryIO
 
 from data import store
 from data.errors import DataError
-from data.order import permutation
 from data.prepare.layout import Encoded
-from data.prepare.pixels import IMAGE_SUFFIXES, LARGEST_FILE
+from data.prepare.pixels import LARGEST_FILE
 from data.prepare.remote import open_seekable
+from data.store.failures import failure
 
-DEAL_SEED = 20240402
-"""Seed of the order in which images of several classes are dealt to shards, so that each shard holds all of them."""
-
-_MOST_HELD_OUT = 1000
 _READERS = 16
 _READ_AHEAD = 64
-_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_WORDS = re.compile(r"[a-z]+")
+_ARCHIVE = re.compile(
+    r"(?P<stem>.*)\.(?:(?P<zip>zip)|(?P<tar>tar)|(?P<packed>tar\.(?:gz|bz2|xz|zst)|t(?:gz|bz2|xz|zst)))"
+)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    """One image file.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class File:
+    """One file of a source.
 
     Attributes:
-        name: Its path in the folder or zip file.
+        name: Its path in the folder or archive, as spelled there.
         size: Its bytes.
-        label: Its class.
-        number: Its place among the files of its split, sorted by name.
+        archive: Path of the archive that holds it; "" for a file of the folder itself.
+        offset: First byte of its content, in a tar.
+        label: The label it states, if it is a small file of a tar that states one.
+        text: Its content, if it is a table of labels in a tar.
     """
 
     name: str
     size: int
+    archive: str = ""
+    offset: int = -1
+    label: str | None = field(default=None, repr=False, compare=False)
+    text: bytes | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """Its folders and its own name: slashes of both kinds part them, and each character has one spelling."""
+        name = unicodedata.normalize("NFC", self.name.replace("\\", "/"))
+        return tuple(part for part in name.split("/") if part not in ("", ".")) or ("",)
+
+    @property
+    def suffix(self) -> str:
+        """The end of its name from the last dot, in lower case; "" if there is none."""
+        stem, dot, end = self.name.replace("\\", "/").rpartition("/")[2].rpartition(".")
+        return dot + end.lower() if stem else ""
+
+    @property
+    def hidden(self) -> bool:
+        """Whether its name, or that of a folder, begins with a dot, or it is of those that macOS adds to archives."""
+        name = "/" + self.name.replace("\\", "/")
+        marked = "/." in name or "/__MACOSX" in name
+        return marked and any(part.startswith((".", "__MACOSX")) for part in self.path if part != "..")
+
+    def place(self, root: str) -> str:
+        """Where it is, for messages."""
+        return "/".join(
+            part.strip("/") if at else part for at, part in enumerate((root, self.archive, self.name)) if part
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    """One image of a set.
+
+    Attributes:
+        file: Where it is.
+        label: Its class.
+        number: Its place among the files of its split.
+    """
+
+    file: File
     label: int
     number: int
 
 
-def folder_entries(root: str, items: Sequence[Item], start: int, stop: int) -> Iterator[Encoded]:
-    """Image files of a folder; those of a server are read by several threads, as each takes a moment to answer."""
-    with ThreadPoolExecutor(max_workers=1 if store.is_local(root) else _READERS) as pool:
-        for first in range(start, stop, _READ_AHEAD):
-            group = items[first : min(first + _READ_AHEAD, stop)]
-            payloads = pool.map(store.read_bytes, [store.join(root, item.name) for item in group])
-            for item, payload in zip(group, payloads, strict=True):
-                yield _encoded(item, payload, root)
+def archive_kind(path: str) -> str | None:
+    """What a file's name says it is: "zip", "tar", "packed" (a compressed tar) or no archive."""
+    match = _ARCHIVE.fullmatch(path.lower())
+    return match and match.lastgroup
 
 
-def zip_entries(root: str, items: Sequence[Item], start: int, stop: int) -> Iterator[Encoded]:
-    """Image files of a zip file, the checksum of each compared."""
-    with open_seekable(root) as file, open_zip(file, root) as archive:
-        for item in items[start:stop]:
-            where = f"{root}/{item.name}"
+def is_archive(path: str) -> bool:
+    """Whether a file of a source is an archive that is read."""
+    return archive_kind(path) is not None and not File(name=path, size=0).hidden
+
+
+def archive_stem(path: str) -> str:
+    """The name of an archive without its folders and what says that it is one."""
+    name = path.rpartition("/")[2]
+    match = _ARCHIVE.fullmatch(name.lower())
+    return name[: len(match["stem"])] if match else name
+
+
+def problem_of(size: int) -> str:
+    """Why an image file of so many bytes is not read; "" if it is."""
+    return "" if 0 < size <= LARGEST_FILE else f"has {size} bytes, not 1 to {LARGEST_FILE}"
+
+
+def listed(source: str) -> dict[str, store.Version]:
+    """What each file of a source is now, by its path, sorted; {"": it} for a file itself. Links are followed."""
+    if not store.is_local(source) or not os.path.isdir(root := store.absolute(source)):
+        return store.versions(source)
+    found: dict[str, store.Version] = {}
+    broken: list[str] = []
+    above = {root: frozenset({os.path.realpath(root)})}
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=partial(_unlisted, root)):
+        for name in names:
+            path = os.path.join(folder, name)
             try:
-                payload = archive.read(item.name)
-            except DataError:
-                raise
-            except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, KeyError) as error:
-                raise DataError(f"{where} cannot be read ({error}): download the zip file again") from error
-            except Exception as error:  # zlib.error and lzma.LZMAError have no base but Exception
-                raise DataError(f"{where} is damaged ({error}): download the zip file again") from error
-            yield _encoded(item, payload, root)
+                status = os.stat(path)
+            except OSError:
+                broken.append(path)
+            else:
+                found[os.path.relpath(path, root)] = store.Version(length=status.st_size, mark=str(status.st_mtime))
+        for name in folders:
+            path = os.path.join(folder, name)
+            real = os.path.realpath(path)
+            if real in above[folder]:
+                raise DataError(f"{path} is a link to a folder that it lies in: remove the link")
+            above[path] = above[folder] | {real}
+    if broken:
+        raise DataError(f"{named(broken)} lead nowhere: repair or remove these links")
+    return dict(sorted(found.items()))
 
 
-def _encoded(item: Item, payload: bytes, root: str) -> Encoded:
-    return Encoded(key=f"{item.number:08d}", payload=payload, label=item.label, where=f"{root}/{item.name}")
+def _unlisted(root: str, error: OSError) -> None:
+    raise failure("list", error.filename or root, error) from error
+
+
+def named(names: Sequence[str], most: int = 10) -> str:
+    """The first of some names, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def open_zip(file: BinaryIO, where: str) -> zipfile.ZipFile:
@@ -80,99 +158,121 @@ def open_zip(file: BinaryIO, where: str) -> zipfile.ZipFile:
         raise DataError(f"{where} is not a whole zip file ({error}): download it again") from error
 
 
-def sort_out(
-    listing: Mapping[str, int], root: str, *, labelled: bool, held_out: int | None
-) -> tuple[dict[str, tuple[Item, ...]], tuple[str, ...], tuple[str, ...]]:
-    """The images of a listing by split, in the order in which they go into shards; the class names; notes for the user.
+def zip_members(url: str) -> list[zipfile.ZipInfo]:
+    """What a zip file says of each file in it, sorted by name."""
+    with open_seekable(url) as file, open_zip(file, url) as opened:
+        members = sorted(opened.infolist(), key=lambda member: member.filename)
+    found = [member for member in members if not member.filename.endswith(("/", "\\"))]
+    require_distinct([member.filename for member in found], url)
+    return found
 
-    Folders called train, val or test at the top are the splits; without them the last images are the test split.
+
+def zip_files(url: str, archive: str) -> list[File]:
+    """The files in a zip file."""
+    return [File(name=each.filename, size=each.file_size, archive=archive) for each in zip_members(url)]
+
+
+def require_distinct(names: Sequence[str], where: str) -> None:
+    """Archives may hold two files of one name, of which most readers see one: that is a DataError."""
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
+    if twice:
+        raise DataError(
+            f"{where} holds two files called {named(twice, 3)}: one would be lost, so make the archive anew"
+        )
+
+
+def contents(root: str, places: Mapping[str, str], files: Sequence[File]) -> Iterator[bytes]:
+    """The bytes of some files of a source, one after the other; one that cannot be read is a DataError."""
+    for file, (payload, problem) in zip(files, _contents(root, places, files), strict=True):
+        if problem:
+            raise DataError(f"{file.place(root)} {problem}")
+        yield payload
+
+
+def _contents(root: str, places: Mapping[str, str], files: Sequence[File]) -> Iterator[tuple[bytes, str]]:
+    """The bytes of some files of a source, and why they cannot be read or "".
+
+    What they hold that was not given yet is at most 64 MiB together, or a single file.
 
     Args:
-        listing: Bytes of each file, by path.
-        root: Where that is, for messages.
-        labelled: Whether the folders below are classes; else all images are of one class.
-        held_out: Size of the test split where none is marked; None for a tenth, at most 1,000.
+        root: The source, for messages.
+        places: URL of each archive.
+        files: The files. Those of a server are read by several threads, as each takes a moment to answer.
     """
-    images = _images(listing, root)
-    splits = _by_split(images)
-    folders = sorted({folder for places in splits.values() for folder in places.values()}) if labelled else [""]
-    if "" in folders and len(folders) > 1:
-        loose = next(name for places in splits.values() for name, folder in places.items() if not folder)
-        raise DataError(
-            f"{root}/{loose} lies in no class folder, but others do, for example in {folders[1]!r}: "
-            "give each image a folder named after its class, or none"
-        )
-    labels = {folder: label for label, folder in enumerate(folders)}
-    found: dict[str, tuple[Item, ...]] = {}
-    for split, places in splits.items():
-        items = [
-            Item(name=name, size=listing[name], label=labels.get(folder, 0), number=number)
-            for number, (name, folder) in enumerate(places.items())
-        ]
-        # Those of several classes in a fixed shuffled order.
-        order = range(len(items)) if len(labels) == 1 else permutation(DEAL_SEED, 0, len(items))
-        found[split] = tuple(items[place] for place in order)
-    others = sorted(set(listing) - set(images))
-    notes = (f"left out {len(others)} files that are no images, for example {others[0]}",) if others else ()
-    return _with_test(found, held_out), tuple(folder or "all" for folder in folders), notes
+    here = all(map(store.is_local, places.values() if places else [root]))
+    zips: dict[str, zipfile.ZipFile] = {}
+    versions: dict[str, store.Version] = {}
+
+    folder = Path(store.absolute(root)) if store.is_local(root) else None
+
+    def read(file: File) -> tuple[bytes, str]:
+        if problem := problem_of(file.size):
+            return b"", problem
+        if file.archive in zips:
+            return _member(zips[file.archive], file.name)
+        if file.archive in versions:
+            return _tar_member(root, places[file.archive], versions[file.archive], file), ""
+        if folder is None:
+            return store.read_bytes(store.join(root, file.name)), ""
+        return _local(folder / file.name, 0, file.size), ""
+
+    with ExitStack() as stack, ThreadPoolExecutor(max_workers=_READERS) as pool:
+        first = 0
+        while first < len(files):
+            held = accumulate(file.size for file in files[first : first + (1 if here else _READ_AHEAD)])
+            group = files[first : first + max(1, sum(size <= LARGEST_FILE for size in held))]
+            first += len(group)
+            for archive in {file.archive for file in group} & places.keys() - zips.keys() - versions.keys():
+                url = places[archive]
+                if archive_kind(url) == "zip":
+                    opened = stack.enter_context(open_seekable(url))
+                    zips[archive] = stack.enter_context(open_zip(opened, url))
+                else:
+                    versions[archive] = store.version(url)
+            yield from map(read, group) if here else pool.map(read, group)
 
 
-def _images(listing: Mapping[str, int], root: str) -> list[str]:
-    images: list[str] = []
-    for name in sorted(listing):
-        path = PurePosixPath(name)
-        hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
-        if path.suffix.lower() in IMAGE_SUFFIXES and not hidden:
-            images.append(name)
-    if not images:
-        raise DataError(f"there are no images (PNG, JPEG, WebP, PPM, BMP) at {root}: check the path")
-    for name in images:
-        if not 0 < listing[name] <= LARGEST_FILE:
-            raise DataError(f"{root}/{name} has {listing[name]} bytes, not 1 to {LARGEST_FILE}: remove or replace it")
-    return images
+def _local(path: Path, start: int, end: int) -> bytes:
+    """Bytes `start` to `end` (not included) of a file of this machine, of which it may have become too short."""
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(end - start)
+    except OSError as error:
+        raise failure("read", str(path), error) from error
 
 
-def split_of(folder: str) -> str | None:
-    """The split that a name such as "bedroom_val" marks: train, val, test or none."""
-    return next((_SPLITS[word] for word in _WORDS.findall(folder.lower()) if word in _SPLITS), None)
+def _tar_member(root: str, url: str, known: store.Version, file: File) -> bytes:
+    """A file of the tar at `url`. The header just before must still be that of a file of this size."""
+    start, end = file.offset - tarfile.BLOCKSIZE, file.offset + file.size
+    if store.is_local(url):
+        payload = _local(Path(url), start, end)
+    else:
+        edges = [*range(start, end, store.RANGE_BYTES), end]
+        payload = b"".join(store.read_range(url, begin, stop, known) for begin, stop in pairwise(edges))
+    try:
+        header = tarfile.TarInfo.frombuf(payload[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        header = None
+    if header is None or not header.isreg() or header.size != file.size or len(payload) != end - start:
+        raise DataError(f"{file.place(root)} has changed since it was listed: run the command again")
+    return payload[tarfile.BLOCKSIZE :]
 
 
-def _by_split(images: Sequence[str]) -> dict[str, dict[str, str]]:
-    """For each split its images, and the folder in which each lies: "" for none."""
-    paths = {name: name.split("/") for name in images}
-    while (tops := {path[0] if path[1:] else "" for path in paths.values()}) and len(tops) == 1:
-        (top,) = tops
-        if not top or split_of(top):
-            break
-        paths = {name: path[1:] for name, path in paths.items()}
-    marked = all(split_of(top) for top in tops)
-    splits: dict[str, dict[str, str]] = {}
-    for name, path in paths.items():
-        split = (split_of(path[0]) if marked else None) or "train"
-        below = path[1:] if marked else path
-        splits.setdefault(split, {})[name] = below[0] if below[1:] else ""
-    return splits
+def _member(archive: zipfile.ZipFile, name: str) -> tuple[bytes, str]:
+    """A file of a zip file, its checksum compared, and why it cannot be read or ""."""
+    try:
+        return archive.read(name), ""
+    except DataError:
+        raise
+    except Exception as error:  # zlib.error and lzma.LZMAError have no base but Exception
+        return b"", f"cannot be read ({error}): download the zip file again"
 
 
-def _with_test(found: Mapping[str, tuple[Item, ...]], held_out: int | None) -> dict[str, tuple[Item, ...]]:
-    """The splits, with one called test wherever there are images for it."""
-    splits = dict(found)
-    if "train" not in splits:
-        raise DataError(f"the images are all of the split {', '.join(splits)}: give the folder that holds train too")
-    if "val" in splits and "test" not in splits:
-        splits["test"] = splits.pop("val")
-    if "test" in splits:
-        return splits
-    train = splits["train"]
-    kept = len(train) - held_out_of(len(train), held_out)
-    splits |= {"train": train[:kept], "test": train[kept:]}
-    return {split: items for split, items in splits.items() if items}
-
-
-def held_out_of(count: int, wanted: int | None) -> int:
-    """Images of `count` that make up the test split where none is marked: by default a tenth, at most 1,000."""
-    if wanted is None:
-        return min(_MOST_HELD_OUT, count // 10)
-    if not 0 <= wanted < count:
-        raise DataError(f"{wanted} images cannot be held out of {count}: give a number from 0 to {count - 1}")
-    return wanted
+def entries(root: str, places: Mapping[str, str], items: Sequence[Item], start: int, stop: int) -> Iterator[Encoded]:
+    """Images of a source from `start` to `stop`."""
+    chosen = items[start:stop]
+    answers = _contents(root, places, [item.file for item in chosen])
+    for item, (payload, problem) in zip(chosen, answers, strict=True):
+        where = item.file.place(root)
+        yield Encoded(key=f"{item.number:08d}", payload=payload, label=item.label, where=where, problem=problem)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from data import store
 from data.catalog import facts
 from data.errors import DataError
-from data.prepare.files import open_zip
+from data.prepare.files import named, open_zip
 from data.prepare.layout import Stretch
 from data.prepare.pack import Sample
 from data.prepare.remote import open_seekable
@@ -56,21 +56,29 @@ def entries(url: str, batch: tuple[str, int], start: int, stop: int) -> Iterator
         raise DataError(f"cannot read {url} ({type(error).__name__}: {error}): download it again") from error
 
 
-def batches(listing: Mapping[str, int], root: str) -> tuple[dict[str, list[Stretch]], tuple[str, ...]]:
-    """The batches of each split, in the official order, and notes for the user."""
+def batches(
+    listing: Mapping[str, int], root: str
+) -> tuple[dict[str, list[Stretch]], dict[str, tuple[int, ...]], tuple[str, ...]]:
+    """The batches of each split, in the official order; images of each class; notes for the user."""
     found: dict[str, dict[int, Stretch]] = {"train": {}, "test": {}}
+    classes = len(facts("imagenet64").class_names)
+    counts = {split: np.zeros(classes, np.int64) for split in found}
+    others: list[str] = []
     for path, size in listing.items():
         name = PurePosixPath(path).name
         match = BATCH.fullmatch(name)
         if match is None:
+            others.append(path)
             continue
         split, number = ("test", 0) if match["val"] else ("train", int(match["number"]))
         if number in found[split]:
             raise DataError(f"{root} holds {name} twice, the second time as {path}: remove one")
         url = store.join(root, path)
         try:
-            with open_seekable(url) as file, open_zip(file, url) as archive, archive.open("data.npy") as rows:
-                count = _rows(rows, url)
+            with open_seekable(url) as file, open_zip(file, url) as archive:
+                counts[split] += np.bincount(_labels(archive, url) - 1, minlength=classes)
+                with archive.open("data.npy") as rows:
+                    count = _rows(rows, url)
         except _BAD as error:
             raise DataError(f"cannot read {url} ({type(error).__name__}: {error}): download it again") from error
         found[split][number] = Stretch(kind="npz", images=(name, size), count=count, read=partial(entries, url))
@@ -78,7 +86,9 @@ def batches(listing: Mapping[str, int], root: str) -> tuple[dict[str, list[Stret
     if sorted(train) != list(range(1, len(train) + 1)) or not train:
         raise DataError(f"{root} holds the training batches {sorted(train)}: some are missing; download them too")
     notes = () if found["test"] else ("there is no val_data.npz, so the set has no test split",)
-    return {split: [batches[n] for n in sorted(batches)] for split, batches in found.items() if batches}, notes
+    notes += (f"left out {len(others):,} files that are no batches: {named(others, 3)}",) if others else ()
+    stretches = {split: [batches[n] for n in sorted(batches)] for split, batches in found.items() if batches}
+    return stretches, {split: tuple(counts[split].tolist()) for split in stretches}, notes
 
 
 def _rows(file: IO[bytes], where: str) -> int:

@@ -5,16 +5,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import PurePosixPath
+from typing import Literal
 
-from data import store
 from data.catalog import DATASETS, facts
 from data.errors import DataError
-from data.prepare import cifar10, digits, files, imagenet64, lsun, tars
+from data.prepare import cifar10, digits, fashion_mnist, files, imagenet64, lsun, tars
+from data.prepare.assign import Assigned, Rules, assign
 from data.prepare.layout import Layout, Stretch, shard_ranges
-from data.prepare.pack import SAMPLES_PER_SHARD, Form, default_encoding
-from data.prepare.remote import open_seekable
-from data.prepare.write import Runner
+from data.prepare.pack import SAMPLES_PER_SHARD, Filter, Fit, Form, default_encoding
+from data.prepare.source import Opened, Source, opened
+from data.prepare.write import Runner, most_left_out
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 
@@ -31,6 +31,18 @@ class Choices:
         held_out: Images for the test split where the source marks none; by default a tenth, at most 1,000.
         samples_per_shard: Images in a shard.
         rewrite: Crop and resize an existing WebDataset into new shards, rather than describe its tars as they are.
+        labels: Where labels come from, if that is not plain: folder, none, a table in the source (dataset.json,
+            csv:FILE), or small files beside the images, by their suffix (.cls, .json, .txt).
+        classes: Number of classes, where labels are numbers of which some never occur.
+        fit: How an image becomes a square: its middle is cut out (crop), the whole is laid on the background (pad) or
+            stretched, or it must be one of the right size (none); or exactly as the reference statistics of that name
+            were made.
+        filter: How pixels are put together: their mean by area, or Pillow's lanczos or bicubic.
+        small: Whether images that are too small are refused, or enlarged (bicubic, or lanczos if that is the filter).
+        background: Colour below transparent parts and around padded images: a name or #rrggbb.
+        skip_bad: Leave out images that cannot be read or are too small: at most so many (20), or a share (1%); what is
+            left out is listed in left-out.txt beside the manifest.
+        again: Make a finished set anew, where its source or the options are not what it was made with.
     """
 
     resolution: int | None = None
@@ -40,26 +52,20 @@ class Choices:
     held_out: int | None = None
     samples_per_shard: int = SAMPLES_PER_SHARD
     rewrite: bool = False
+    labels: str | None = None
+    classes: int | None = None
+    fit: Fit = "crop"
+    filter: Filter = "area"
+    small: Literal["refuse", "enlarge"] = "refuse"
+    background: str = "black"
+    skip_bad: str | None = None
+    again: bool = False
 
     def __post_init__(self) -> None:
         """Checks what no later step would."""
+        most_left_out(self.skip_bad, 1)
         if self.samples_per_shard < 1:
             raise DataError(f"samples per shard is {self.samples_per_shard}: give at least 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where images come from.
-
-    Attributes:
-        root: URL of the folder or zip file.
-        listing: Bytes of each file in it, by path.
-        kind: "npz", "lmdb", "tars", "zip" or "folder".
-    """
-
-    root: str
-    listing: Mapping[str, int]
-    kind: str
 
 
 def check_name(name: str, choices: Choices, *, own_size: bool = False) -> None:
@@ -91,32 +97,9 @@ def check_name(name: str, choices: Choices, *, own_size: bool = False) -> None:
             raise DataError(f"{name} has {option} {fact}, not {chosen}: leave that out, or choose a name of your own")
 
 
-def look_at(name: str, source: str) -> Source:
-    """What kind of source that is, from its listing alone."""
-    listing = store.walk(source)
-    if listing.keys() == {""}:
-        if source.lower().endswith(".zip"):
-            with open_seekable(source) as file, files.open_zip(file, source) as archive:
-                members = sorted(archive.infolist(), key=lambda member: member.filename)
-            return Source(root=source, listing={each.filename: each.file_size for each in members}, kind="zip")
-        root, _, file = source.rpartition("/")
-        source, listing = root or ".", {file: listing[""]}
-    if not listing:
-        raise DataError(f"there are no files at {source}: check the path")
-    names = {PurePosixPath(path).name for path in listing}
-    if name == "imagenet64" and any(map(imagenet64.BATCH.fullmatch, names)):
-        kind = "npz"
-    elif lsun.DATABASE in names:
-        kind = "lmdb"
-    else:
-        kind = "tars" if any(path.lower().endswith(".tar") for path in listing) else "folder"
-    return Source(root=source, listing=listing, kind=kind)
-
-
 @contextmanager
-def laid_out(name: str, source: str | None, choices: Choices, run: Runner) -> Iterator[Layout]:
-    """The layout of a data set, valid as long as the block lasts."""
-    check_name(name, choices, own_size=source is not None)
+def laid_out(name: str, source: str | None, place: Source | None, choices: Choices, run: Runner) -> Iterator[Layout]:
+    """The layout of a data set, valid as long as the block lasts; `place` is the source as `look_at` sees it."""
     if name == "digits":
         if source is not None:
             raise DataError(
@@ -126,7 +109,7 @@ def laid_out(name: str, source: str | None, choices: Choices, run: Runner) -> It
         stretches = {
             split: [Stretch(kind="digits", images=split, count=counts[split], read=digits.samples)] for split in counts
         }
-        yield _layout(name, choices, stretches)
+        yield _layout(name, choices, stretches, labels=digits.labels(), labels_from="scikit-learn")
     elif name == "cifar10":
         if source is None:
             raise DataError(
@@ -134,44 +117,90 @@ def laid_out(name: str, source: str | None, choices: Choices, run: Runner) -> It
                 f"for example {cifar10.DOWNLOAD_URL}"
             )
         with cifar10.unpacked(source) as folder:
-            yield _layout(name, choices, cifar10.stretches(folder))
-    elif source is None:
+            yield _layout(
+                name, choices, cifar10.stretches(folder), labels=cifar10.labels(folder), labels_from="the batches"
+            )
+    elif place is None:
         known = f": {facts(name).source_note}" if name in DATASETS else ""
         raise DataError(f"{name} needs a source, the path or URL of its images{known}")
     else:
-        yield layout_of(name, look_at(name, source), choices, run)
+        with opened(place, choices.labels, run) as listed:
+            yield layout_of(name, listed, choices)
 
 
-def layout_of(name: str, source: Source, choices: Choices, run: Runner) -> Layout:
-    """The layout of the images of a source; those of tars are found by reading these once."""
-    check_name(name, choices)
-    root, size, held_out = source.root, choices.samples_per_shard, choices.held_out
-    labelled = name not in DATASETS or len(facts(name).class_names) > 1
-    stretches: dict[str, list[Stretch]] = {}
+def layout_of(name: str, listed: Opened, choices: Choices) -> Layout:
+    """The layout of the images of a source."""
+    source, root, size = listed.source, listed.source.root, choices.samples_per_shard
     if source.kind == "npz":
-        stretches, notes = imagenet64.batches(source.listing, root)
-        return _layout(name, choices, stretches, notes=notes)
+        stretches, labels, notes = imagenet64.batches(source.listing, root)
+        stretches = _of_version(stretches, source)
+        return _layout(name, choices, stretches, labels=labels, labels_from="the batches", notes=notes)
+    if source.kind == "idx":
+        stretches, labels = fashion_mnist.stretches(source.files, root)
+        return _layout(name, choices, stretches, labels=labels, labels_from="its files")
     if source.kind == "lmdb":
-        stretches = lsun.databases(source.listing, root, size=size, held_out=held_out)
-        return _layout(name, choices, stretches, classes=None if name in DATASETS else ("all",))
-    if source.kind == "tars":
-        scans = scanned(source, run)
-        for scan in scans:
-            stretch = Stretch(kind="tar", images=scan, count=len(scan.members), read=partial(tars.entries, root))
-            stretches.setdefault(scan.split, []).append(stretch)
-        return _layout(name, choices, stretches, classes=tars.classes_of(scans, root))
-    splits, classes, notes = files.sort_out(source.listing, root, labelled=labelled, held_out=held_out)
-    read = partial(files.zip_entries if source.kind == "zip" else files.folder_entries, root)
-    for split, items in splits.items():
-        groups = [items[start : start + size] for start in range(0, len(items), size)]
-        stretches[split] = [Stretch(kind=source.kind, images=group, count=len(group), read=read) for group in groups]
-    return _layout(name, choices, stretches, classes=classes if labelled else None, notes=notes)
+        stretches = lsun.databases(source.listing, root, size=size, held_out=choices.held_out)
+        stretches, notes = _of_version(stretches, source), lsun.left_out(source.listing)
+        return _layout(name, choices, stretches, classes=None if name in DATASETS else ("all",), notes=notes)
+    kept = source.kind == "tars" and not choices.rewrite
+    rules = Rules(
+        labels=choices.labels,
+        class_names=facts(name).class_names if name in DATASETS else (),
+        classes=choices.classes,
+        held_out=choices.held_out,
+        kept=kept,
+    )
+    images = assign(listed.files, root, rules, partial(files.contents, root, listed.places))
+    if kept:
+        return _kept(name, listed, choices, images)
+    check_name(name, choices)
+    read = partial(files.entries, root, listed.places)
+    stretches = {
+        split: [
+            Stretch(kind=source.kind, images=group, count=len(group), read=read, version=listed.version(group))
+            for group in (items[start : start + size] for start in range(0, len(items), size))
+        ]
+        for split, items in images.splits.items()
+    }
+    return _layout(
+        name,
+        choices,
+        stretches,
+        classes=images.class_names,
+        labels=images.labels,
+        labels_from=images.labels_from,
+        notes=images.notes,
+    )
 
 
-def scanned(source: Source, run: Runner) -> list[tars.Scan]:
-    """What each tar of a source holds, in the order of their paths."""
-    paths = sorted(path for path in source.listing if path.lower().endswith(".tar"))
-    return sorted(run(partial(tars.scan, root=source.root), paths), key=lambda scan: scan.path)
+def _of_version(stretches: Mapping[str, list[Stretch]], source: Source) -> dict[str, list[Stretch]]:
+    version = source.version(sorted(source.files))
+    return {split: [replace(stretch, version=version) for stretch in found] for split, found in stretches.items()}
+
+
+def _kept(name: str, listed: Opened, choices: Choices, images: Assigned) -> Layout:
+    """The layout of tars that stay as they are."""
+    root, known = listed.source.root, DATASETS.get(name)
+    shards = tars.kept(root, listed.scans, images.splits)
+    resolution, channels = tars.form_of(listed.scans, root)
+    check_name(name, replace(choices, resolution=resolution, channels=channels))
+    if choices.resolution not in (None, resolution) or choices.channels not in (None, channels):
+        raise DataError(
+            f"the images at {root} have {resolution} px and {channels} channels: leave --resolution and --channels "
+            "out, or add --rewrite to make new shards of another size"
+        )
+    return Layout(
+        name=name,
+        form=Form(resolution=resolution, channels=channels, encoding=default_encoding(resolution)),
+        class_names=images.class_names,
+        flip=known.flip if known else choices.flip,
+        ranges=(),
+        labels=images.labels,
+        labels_from=images.labels_from,
+        notes=images.notes,
+        kept=shards,
+        root=root,
+    )
 
 
 def _layout(
@@ -180,9 +209,11 @@ def _layout(
     stretches: Mapping[str, list[Stretch]],
     *,
     classes: tuple[str, ...] | None = None,
+    labels: Mapping[str, tuple[int, ...]] | None = None,
+    labels_from: str = "",
     notes: tuple[str, ...] = (),
 ) -> Layout:
-    """The layout; where `classes` is None they are those of the catalog."""
+    """The layout; where `classes` is None they are those of the catalog, where `labels` is there is one class."""
     known = DATASETS.get(name)
     resolution = known.resolution if known else choices.resolution or 0
     channels = known.channels if known else choices.channels or 3
@@ -190,12 +221,22 @@ def _layout(
     names = facts(name).class_names if classes is None else classes
     layout = Layout(
         name=name,
-        form=Form(resolution=resolution, channels=channels, encoding=encoding),
+        form=Form(
+            resolution=resolution,
+            channels=channels,
+            encoding=encoding,
+            fit=choices.fit,
+            filter=choices.filter,
+            background=choices.background,
+            enlarge=choices.small == "enlarge",
+        ),
         class_names=names,
         flip=known.flip if known else choices.flip,
         ranges=tuple(
             shards for split in stretches for shards in shard_ranges(split, stretches[split], choices.samples_per_shard)
         ),
+        labels=labels or {split: (sum(part.count for part in parts),) for split, parts in stretches.items()},
+        labels_from=labels_from,
         notes=notes,
     )
     if known is None or layout.counts == dict(known.splits):

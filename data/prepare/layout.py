@@ -1,10 +1,11 @@
 """What goes into which shard: a pure function of a source's listing, so that each shard can be written by itself."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from data.manifest import Shard
 from data.prepare.pack import Form, Sample
 
 _SHARDS_IN_RANGE = 8
@@ -19,12 +20,14 @@ class Encoded:
         payload: The image file.
         label: Its class, from 0.
         where: Its place in the source, for messages.
+        problem: Why it cannot be read; "" if it can.
     """
 
     key: str
     payload: bytes
     label: int
     where: str
+    problem: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +39,14 @@ class Stretch:
         images: Which images these are; its `repr` does not say where the source happens to lie.
         count: How many they are.
         read: Called with `images`, a start and a stop: the images between these, in their order.
+        version: Differs when one of the images was replaced by another of the same size.
     """
 
     kind: str
     images: Any
     count: int
     read: Callable[[Any, int, int], Iterator[Sample | Encoded]] = field(repr=False, compare=False)
+    version: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +87,11 @@ class Layout:
         class_names: Name of each label, in label order.
         flip: Whether mirrored images may be trained on.
         ranges: All shards there are to write.
+        labels: Images of each class, for each split.
+        labels_from: Where the labels came from, as a phrase; "" if there is one class.
         notes: What the user should know of the source.
+        kept: Shards of each split that stay where they are, if none is to be written.
+        root: Where these are.
     """
 
     name: str
@@ -90,15 +99,16 @@ class Layout:
     class_names: tuple[str, ...]
     flip: bool
     ranges: tuple[ShardRange, ...]
+    labels: Mapping[str, tuple[int, ...]]
+    labels_from: str = ""
     notes: tuple[str, ...] = ()
+    kept: Mapping[str, tuple[Shard, ...]] = field(default_factory=dict)
+    root: str = ""
 
     @property
     def counts(self) -> dict[str, int]:
         """Images of each split."""
-        found: dict[str, int] = {}
-        for shards in self.ranges:
-            found[shards.split] = found.get(shards.split, 0) + sum(shards.counts)
-        return found
+        return {split: sum(counts) for split, counts in self.labels.items()}
 
 
 def shard_ranges(split: str, stretches: Sequence[Stretch], samples_per_shard: int) -> list[ShardRange]:

@@ -8,9 +8,10 @@ from typing import Any
 
 from data import store
 from data.errors import DataError
-from data.prepare.files import held_out_of, split_of
+from data.prepare.deal import check_unmarked, held_out_of
+from data.prepare.files import named, problem_of
 from data.prepare.layout import Encoded, Stretch
-from data.prepare.pixels import LARGEST_FILE
+from data.prepare.splits import split_of
 
 DATABASE = "data.mdb"
 """Name of the file that makes a folder a database."""
@@ -36,9 +37,9 @@ def _entries(folder: str, images: tuple[bytes, int, int], start: int, stop: int)
             if place < start:
                 continue
             where = f"{folder}: {key.decode('ascii', 'replace')}"
-            if len(value) > LARGEST_FILE:
-                raise DataError(f"{where} has {len(value)} bytes, more than the {LARGEST_FILE} that are read")
-            yield Encoded(key=f"{number + place:08d}", payload=value, label=0, where=where)
+            yield Encoded(
+                key=f"{number + place:08d}", payload=value, label=0, where=where, problem=problem_of(len(value))
+            )
 
 
 def databases(listing: Mapping[str, int], root: str, *, size: int, held_out: int | None) -> dict[str, list[Stretch]]:
@@ -64,10 +65,17 @@ def databases(listing: Mapping[str, int], root: str, *, size: int, held_out: int
     kept = counts["train"] - (0 if "test" in folders else held_out_of(counts["train"], held_out))
     found = {"train": _stretches(folders["train"], 0, kept, size)}
     if "test" in folders:
+        check_unmarked(held_out)
         found["test"] = _stretches(folders["test"], 0, counts["test"], size)
     elif kept < counts["train"]:
         found["test"] = _stretches(folders["train"], kept, counts["train"], size)
     return found
+
+
+def left_out(listing: Mapping[str, int]) -> tuple[str, ...]:
+    """A note on the files that belong to no database."""
+    others = [path for path in listing if PurePosixPath(path).name not in (DATABASE, "lock.mdb")]
+    return (f"left out {len(others):,} files that belong to no lmdb: {named(others, 3)}",) if others else ()
 
 
 def _count(folder: str) -> int:

@@ -10,10 +10,11 @@ import io
 import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageColor
 
 from data.decode import LABEL_EXTENSION, raw_header
 from data.errors import DataError
@@ -23,7 +24,18 @@ SAMPLES_PER_SHARD = 1000
 """Samples in each shard but the last of a split: 3 MB of CIFAR-10."""
 
 ENCODINGS = ("raw", "png", "webp")
+
+Fit = Literal["crop", "pad", "stretch", "none", "edm-imagenet64", "adm-imagenet64", "edm-ffhq64"]
+"""How an image becomes a square: its middle is cut out, it is laid on a ground, it is stretched, or it must be one; or
+as the reference statistics of that name were made, to the pixel."""
+
+Filter = Literal["area", "lanczos", "bicubic"]
+"""How pixels are put together when an image is resized."""
+
+EXACT_FORMS = tuple(fit for fit in get_args(Fit) if "-" in fit)
+"""The forms of reference statistics; they decide the filter too, and heed neither EXIF data nor colour profiles."""
 _LARGEST_RAW = 64
+_REFERENCE_RESOLUTION = 64
 # More effort makes files a tenth smaller, and takes twenty times as long.
 _OPTIONS = {"png": {}, "webp": {"lossless": True, "method": 0, "quality": 20}}
 _MODE = 0o444
@@ -67,11 +79,19 @@ class Form:
         resolution: Height and width in pixels.
         channels: 1 (grey) or 3 (RGB).
         encoding: "raw" (pixels behind a short header), "png" or "webp"; all three keep every pixel.
+        fit: How an image becomes a square.
+        filter: How it is made smaller.
+        background: Colour below transparent parts and around padded images: a name or #rrggbb.
+        enlarge: Whether an image that is too small is enlarged; else it is an error.
     """
 
     resolution: int
     channels: int
     encoding: str
+    fit: Fit = "crop"
+    filter: Filter = "area"
+    background: str = "black"
+    enlarge: bool = False
 
     def __post_init__(self) -> None:
         """Checks every field."""
@@ -81,6 +101,15 @@ class Form:
             raise DataError(f"channels is {self.channels}: give 1 (grey) or 3 (RGB)")
         if self.encoding not in ENCODINGS:
             raise DataError(f"encoding {self.encoding!r} is unknown; choose from {', '.join(ENCODINGS)}")
+        for option, known in ((self.fit, get_args(Fit)), (self.filter, get_args(Filter))):
+            if option not in known:
+                raise DataError(f"{option!r} is unknown; choose from {', '.join(known)}")
+        if self.fit in EXACT_FORMS and self.resolution != _REFERENCE_RESOLUTION:
+            raise DataError(f"{self.fit} is a form of {_REFERENCE_RESOLUTION} px, not {self.resolution}")
+        try:
+            ImageColor.getrgb(self.background)
+        except ValueError:
+            raise DataError(f"background {self.background!r} is no colour: give a name or #rrggbb") from None
 
 
 def default_encoding(resolution: int) -> str:

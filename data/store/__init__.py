@@ -27,6 +27,7 @@ from data.store.transfer import (
     RANGE_BYTES,
     Version,
     fetch,
+    mark_of,
     read_bytes,
     read_range,
     replacing,
@@ -57,6 +58,7 @@ __all__ = [
     "remove",
     "retries",
     "version",
+    "versions",
     "walk",
     "within",
     "write_bytes",
@@ -148,17 +150,30 @@ def file_sizes(url: str) -> dict[str, int]:
 
 def walk(url: str) -> dict[str, int]:
     """Bytes of each file anywhere under `url`, by its path from there, sorted; {"": size} if `url` is a file itself."""
+    return {path: found.length for path, found in versions(url).items()}
 
-    def call() -> dict[str, int]:
+
+def versions(url: str) -> dict[str, Version]:
+    """What each file anywhere under `url` is now, by its path from there; {"": it} if `url` is a file itself.
+
+    The mark is the ETag or the time of the last change: a copy with the times of the original is of the same version.
+    """
+
+    def call() -> dict[str, Version]:
         files, root = filesystem(url, reading=True)
         # A page would be that of a folder.
         if is_web(url) and not url.endswith("/") and files.info(root).get("mimetype") != "text/html":
-            return {"": version(url).length}
-        sizes = {path: info.get("size") for path, info in files.find(root, detail=True).items()}
-        unknown = [path for path, size in sizes.items() if size is None]
-        sizes |= dict(zip(unknown, files.sizes(unknown), strict=True))
+            return {"": version(url)}
+        infos = dict(files.find(root, detail=True))
+        unknown = [path for path, info in infos.items() if info.get("size") is None]
+        sizes = dict(zip(unknown, files.sizes(unknown), strict=True))
         root = root.rstrip("/")
-        return {path.removeprefix(root).lstrip("/"): sizes[path] for path in sorted(sizes)}
+        return {
+            path.removeprefix(root).lstrip("/"): Version(
+                length=sizes.get(path, info.get("size")), mark=mark_of(info, copied=True)
+            )
+            for path, info in sorted(infos.items())
+        }
 
     return retried("list", url, call)
 

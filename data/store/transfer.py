@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -146,8 +146,16 @@ def _version(url: str) -> Version:
         raise DataError(
             f"the server of {url} does not state its length: download it by other means and give the local path"
         )
-    marks = [str(info[name]) for name in _MARKS if info.get(name)]
-    return Version(length=info["size"], mark=marks[0] if is_s3(url) and marks else " ".join(marks))
+    return Version(length=info["size"], mark=mark_of(info))
+
+
+def mark_of(info: Mapping[str, Any], *, copied: bool = False) -> str:
+    """What changes when the file that a storage described so is replaced: its ETag if there is one.
+
+    Where a copy counts as the same file, its number on the disk does not matter.
+    """
+    marks = [str(info[name]) for name in _MARKS if info.get(name) and not (copied and name == "ino")]
+    return marks[0] if "ETag" in info and marks else " ".join(marks)
 
 
 def _replaced(url: str) -> WrongBytesError:

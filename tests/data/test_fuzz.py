@@ -27,7 +27,8 @@ from data import store
 from data.decode import IMAGE_EXTENSIONS, decode_shard, key_and_extension
 from data.errors import DataError
 from data.manifest import MANIFEST_NAME, Manifest, load_manifest, write_manifest
-from data.prepare.tars import classes_of, scan
+from data.prepare.assign import Rules, assign
+from data.prepare.tars import kept, scan
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -282,15 +283,17 @@ def test_damaged_tars_without_a_manifest(whole: Whole, tmp_path: Path) -> None:
                 raw = mutated(whole.raw[path], chance, changed_header if forged else None)
                 (tmp_path / path).write_bytes(raw)
                 try:
-                    (found,) = scan(path, str(tmp_path))
-                    classes_of([found], str(tmp_path))
+                    (found,) = scan(path, root=str(tmp_path), places={path: f"{tmp_path}/{path}"})
+                    images = assign(found.files, f"{tmp_path}/{path}", Rules(kept=True), lambda files: iter(()))
+                    (shard,) = kept(str(tmp_path), [found], images.splits)["train"]
                 except DataError as error:
                     assert path in str(error)
                     refused += 1
                 else:
-                    assert [(member.key, member.offset, member.size) for member in found.members] == images_of(raw)
+                    places = zip(shard.offsets.tolist(), shard.sizes.tolist(), strict=True)
+                    assert list(places) == [place[1:] for place in images_of(raw)]
                     # A header with another name and the right checksum is no damage, but another tar.
-                    assert forged or len(found.members) == 3
+                    assert forged or shard.count == 3
                     survived += 1
     print(f"{refused} refused, {survived} read as they are")
     assert min(refused, survived) > SCANS // 20

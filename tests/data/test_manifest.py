@@ -12,6 +12,8 @@ import pytest
 from data.errors import DataError
 from data.manifest import Manifest, Shard, SplitManifest, load_manifest, parse_manifest
 
+MADE = {"files": 1, "bytes": 9, "names": "a", "versions": "b", "options": {"fit": "crop", "flip": True, "n": None}}
+
 
 def edited(folder: Path, edit) -> str:
     """The folder's URL, its manifest changed by `edit`."""
@@ -69,6 +71,10 @@ def shard_of(value: dict) -> dict:
         (lambda v: shard_of(v).update(count=10**12, bytes=10**18), "more than a shard may hold"),
         (lambda v: shard_of(v).update(more=1), "unknown key 'splits.train.shards.0.more'"),
         (lambda v: v["splits"]["train"].update(shards={}), "splits.train.shards: input should be a valid array"),
+        (lambda v: v.update(made={}), "missing key 'made.files'"),
+        (lambda v: v.update(made=MADE | {"bytes": "9"}), "made.bytes: input should be a valid integer, not '9'"),
+        (lambda v: v.update(made=MADE | {"options": {"fit": []}}), "made.options.fit"),
+        (lambda v: v.update(made=MADE | {"by": "x"}), "unknown key 'made.by'"),
     ],
 )
 def test_a_wrong_manifest_is_refused(tmp_path: Path, random_samples, write_set, edit, message: str) -> None:
@@ -92,6 +98,14 @@ def test_the_hash_covers_every_fact(tmp_path: Path, random_samples, write_set) -
     others = [{"name": "x"}, {"flip": False}, {"class_names": ("a", "b", "c", "e")}, {"resolution": 7}]
     hashes = {dataclasses.replace(manifest, **other).sha256 for other in others}
     assert len(hashes | {manifest.sha256}) == len(others) + 1
+
+
+def test_the_hash_does_not_cover_what_the_set_was_made_of(tmp_path: Path, random_samples, write_set) -> None:
+    manifest: Manifest = write_set(str(tmp_path), random_samples(5))
+    found = load_manifest(edited(tmp_path, lambda v: v.update(made=MADE)))
+    assert found.made is not None and found.made.options == MADE["options"] and found.made.left_out == {}
+    assert found.sha256 == manifest.sha256 and found == manifest
+    assert pickle.loads(pickle.dumps(found)).made == found.made
 
 
 def test_an_unknown_split_is_told_the_known(tmp_path: Path, random_samples, write_set) -> None:

@@ -14,9 +14,11 @@ from data import store
 from data.errors import DataError
 from data.manifest import Manifest
 from data.prepare import Choices, prepare
-from data.prepare.files import sort_out
-from data.prepare.inspect import layout_of, look_at
+from data.prepare.assign import Assigned, Rules, assign
+from data.prepare.files import File, Item, entries
+from data.prepare.inspect import layout_of
 from data.prepare.layout import Stretch, shard_ranges
+from data.prepare.source import look_at, opened
 from data.prepare.write import in_turn
 
 CHOICES = Choices(resolution=6, samples_per_shard=4)
@@ -77,7 +79,10 @@ def test_class_folders_become_labels_and_every_image_is_kept(tmp_path: Path, buc
     found = [images_of(str(tmp_path / "set0"), manifest, split, tmp_path / "cache") for split in ("train", "test")]
     assert {*found[0], *found[1]} == expected({seed: int(seed >= 12) for seed in range(30)})
     assert len({label for label, _ in found[0][:8]}) == 2, "the classes are not dealt to all shards"
-    assert told[0] == "note: left out 2 files that are no images, for example .thumbs/a.png"
+    assert told[:2] == [
+        "note: left out 1 .txt file (no images), for example readme.txt",
+        "note: left out 1 hidden file, for example .thumbs/a.png",
+    ]
 
 
 def test_ffhq_holds_out_its_last_images_and_folders_are_no_classes(tmp_path: Path) -> None:
@@ -85,21 +90,27 @@ def test_ffhq_holds_out_its_last_images_and_folders_are_no_classes(tmp_path: Pat
     told: list[str] = []
     manifest = prepare("ffhq64", zipped(tmp_path / "ffhq.zip", content), str(tmp_path / "set"), tell=told.append)
     assert (manifest.class_names, manifest.flip, manifest.resolution) == (("face",), True, 64)
-    assert told == ["note: the source holds 18 train, 2 test images, but ffhq64 has 69,000 train, 1,000 test"]
-    items = sort_out(dict.fromkeys(content, 1), "x", labelled=False, held_out=None)[0]
-    assert [item.name[-9:] for item in items["test"]] == ["00018.png", "00019.png"]
+    assert told[:-1] == ["note: the source holds 18 train, 2 test images, but ffhq64 has 69,000 train, 1,000 test"]
+    items = assigned(*content, class_names=("face",)).splits
+    assert [item.file.name[-9:] for item in items["test"]] == ["00018.png", "00019.png"]
+
+
+def assigned(*names: str, class_names: tuple[str, ...] = (), held_out: int | None = None) -> Assigned:
+    files = [File(name=name, size=1) for name in names]
+    return assign(files, "root", Rules(class_names=class_names, held_out=held_out), lambda wanted: iter(()))
 
 
 def listed(*names: str) -> dict[str, list[str]]:
-    splits, class_names, _ = sort_out(dict.fromkeys(names, 1), "root", labelled=True, held_out=0)
+    found = assigned(*names)
     return {
-        split: sorted(f"{class_names[item.label]}:{item.name}" for item in items) for split, items in splits.items()
+        split: sorted(f"{found.class_names[item.label]}:{item.file.name}" for item in items)
+        for split, items in found.splits.items()
     }
 
 
 def test_marked_splits_and_needless_folders() -> None:
-    assert listed("in/train/n1/a.JPEG", "in/val/n1/b.JPEG", "in/val/n2/c.JPEG") == {
-        "train": ["n1:in/train/n1/a.JPEG"],
+    assert listed("in/train/n1/a.JPEG", "in/train/n2/d.JPEG", "in/val/n1/b.JPEG", "in/val/n2/c.JPEG") == {
+        "train": ["n1:in/train/n1/a.JPEG", "n2:in/train/n2/d.JPEG"],
         "test": ["n1:in/val/n1/b.JPEG", "n2:in/val/n2/c.JPEG"],
     }
     assert listed("bedroom_train/x/a.webp", "bedroom_val/x/b.webp") == {
@@ -116,7 +127,8 @@ def test_the_layout_depends_on_the_listing_alone(tmp_path: Path) -> None:
     (tmp_path / "a").rename(tmp_path / "b")
     layouts = []
     for _ in range(2):
-        layouts.append(layout_of("x", look_at("x", str(tmp_path / "b")), CHOICES, in_turn))
+        with opened(look_at("x", str(tmp_path / "b")), None, in_turn) as source:
+            layouts.append(layout_of("x", source, CHOICES))
         (tmp_path / "b").rename(tmp_path / "c")
         (tmp_path / "c").rename(tmp_path / "b")
     assert layouts[0] == layouts[1]
@@ -147,14 +159,17 @@ def test_ranges_number_their_shards_in_order() -> None:
 )
 def test_listings_that_make_no_set(names: list[str], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        sort_out(dict.fromkeys(names, 1), "root", labelled=True, held_out=None)
+        assigned(*names)
 
 
-def test_sizes_are_bounded_before_anything_is_read() -> None:
-    with pytest.raises(DataError, match=r"root/a\.png has 68719476736 bytes"):
-        sort_out({"a.png": 2**36}, "root", labelled=True, held_out=None)
+def test_sizes_are_bounded_before_anything_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "a.png").open("wb") as file:
+        file.truncate(2**36)  # it would not fit in memory
+    item = Item(file=File(name="a.png", size=2**36), label=0, number=0)
+    (entry,) = entries(str(tmp_path), {}, [item], 0, 1)
+    assert (entry.payload, entry.problem) == (b"", "has 68719476736 bytes, not 1 to 67108864")
     with pytest.raises(DataError, match="7 images cannot be held out of 7"):
-        sort_out({f"{n}.png": 1 for n in range(7)}, "root", labelled=True, held_out=7)
+        assigned(*(f"{n}.png" for n in range(7)), held_out=7)
 
 
 def test_damaged_images_are_named_in_one_error_and_the_rest_is_kept(tmp_path: Path) -> None:
@@ -167,7 +182,7 @@ def test_damaged_images_are_named_in_one_error_and_the_rest_is_kept(tmp_path: Pa
     # The shards of four images that hold none of the three are there; the manifest is not.
     assert store.list_names(str(tmp_path / "set")) == ["test-000000.tar", "train-000001.tar", "train-000004.tar"]
     kept = (tmp_path / "set" / "train-000001.tar").stat().st_mtime_ns
-    fill(source, content)
+    fill(source, {name: content[name] for name in bad})
     manifest = prepare("x", source, str(tmp_path / "set"), choices=CHOICES)
     assert (tmp_path / "set" / "train-000001.tar").stat().st_mtime_ns == kept
     assert prepare("x", source, str(tmp_path / "fresh"), choices=CHOICES) == manifest

@@ -12,6 +12,7 @@ from PIL import Image
 
 from data.errors import DataError
 from data.prepare import Choices, prepare
+from data.prepare.pack import Form
 from data.prepare.pixels import square
 
 CHOICES = Choices(resolution=16, samples_per_shard=4)
@@ -39,11 +40,16 @@ def test_the_images_come_in_the_order_of_their_keys(tmp_path: Path) -> None:
         "train": database(tmp_path / "in" / "bedroom_train_lmdb", 21),
         "test": database(tmp_path / "in" / "bedroom_val_lmdb", 3),
     }
-    manifest = prepare("rooms", str(tmp_path / "in"), str(tmp_path / "set"), choices=CHOICES)
+    (tmp_path / "in" / "README.md").write_bytes(b"x")
+    told: list[str] = []
+    manifest = prepare("rooms", str(tmp_path / "in"), str(tmp_path / "set"), choices=CHOICES, tell=told.append)
+    assert told[0] == "note: left out 1 files that belong to no lmdb: README.md"
+    assert "train        21 images, 1 class: all 21\ntest          3 images, 1 class: all 3" in told[1]
     assert manifest.class_names == ("all",)
+    form = Form(resolution=16, channels=3, encoding="raw")
     for split, values in content.items():
         cached = cached_split(str(tmp_path / "set"), manifest, split, tmp_path / "cache")
-        wanted = [square(values[key], 16, 3, "x").transpose(2, 0, 1) for key in sorted(values)]
+        wanted = [square(values[key], form, "x")[0].transpose(2, 0, 1) for key in sorted(values)]
         assert np.array_equal(np.asarray(cached.images), np.stack(wanted))
     assert not list((tmp_path / "in").rglob("lock.mdb")), "the source was written to"
 

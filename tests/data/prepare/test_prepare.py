@@ -149,8 +149,8 @@ def test_another_set_is_never_overwritten(tmp_path: Path, random_samples, write_
 
 def test_another_shard_size_is_another_set(tmp_path: Path) -> None:
     prepare("digits", None, str(tmp_path), choices=Choices(samples_per_shard=2000))
-    assert prepared("digits", str(tmp_path), samples_per_shard=5000) is not None
-    with pytest.raises(DataError, match="its samples per shard is 1500, not 1000"):
+    assert prepared("digits", str(tmp_path), Choices(samples_per_shard=5000)) is not None
+    with pytest.raises(DataError, match="made with --samples-per-shard 1500, not 1000"):
         prepare("digits", None, str(tmp_path))
 
 
