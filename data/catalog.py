@@ -51,6 +51,20 @@ _CIFAR10 = DatasetFacts(
     source_note="CIFAR-10 (Krizhevsky, 2009), cifar-10-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html",
 )
 
+_FASHION_MNIST = DatasetFacts(
+    name="fashion-mnist",
+    resolution=28,
+    channels=1,
+    splits=MappingProxyType({"train": 60_000, "test": 10_000}),
+    class_names=(
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ),
+    flip=False,
+    source_note="Fashion-MNIST (Xiao et al., 2017): the four files *-ubyte.gz from "
+    "https://github.com/zalandoresearch/fashion-mnist, or /usr/share/datasets/fashion-mnist of Debian's package "
+    "dataset-fashion-mnist",
+)
+
 _IMAGENET64 = DatasetFacts(
     name="imagenet64",
     resolution=64,
@@ -84,7 +98,7 @@ _LSUN_BEDROOM256 = DatasetFacts(
 )
 
 DATASETS: Mapping[str, DatasetFacts] = MappingProxyType(
-    {known.name: known for known in (_DIGITS, _CIFAR10, _IMAGENET64, _FFHQ64, _LSUN_BEDROOM256)}
+    {known.name: known for known in (_DIGITS, _CIFAR10, _FASHION_MNIST, _IMAGENET64, _FFHQ64, _LSUN_BEDROOM256)}
 )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from data.errors import DataError
 from data.manifest import Manifest, Shard
@@ -88,9 +88,12 @@ def _pixels(payload: bytes, manifest: Manifest, where: Callable[[], str]) -> NDA
                     f"the manifest states {wanted[0]}x{wanted[1]} with {wanted[2]}: resize it, then write the set again"
                 )
             pixels = np.asarray(image, dtype=np.uint8)
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's readers raise whatever their parsing meets
         raise DataError(
-            f"{where()}: not a readable PNG, JPEG or WebP image ({error}): write the shard again"
+            f"{where()}: not a readable PNG, JPEG or WebP image ({error}): replace it and prepare the set again; "
+            "python -m pipelines.prepare verify lists all like it"
         ) from error
     return pixels[np.newaxis] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Annotated
 
 from cluster.tasks import in_parallel
+from data import store
 from data.errors import DataError
 from data.prepare import Choices, audit, dry_run, prepare
 from pipelines.cli import AT_TOP_LEVEL, Bar, Name, Url, durable, parse, run_command
@@ -23,12 +24,14 @@ class PrepareOptions:
     """
 
     name: Name
-    """digits, cifar10, imagenet64, ffhq64, lsun-bedroom256, or a name of your own for images of your own."""
+    """digits, cifar10, fashion-mnist, imagenet64, ffhq64, lsun-bedroom256, or a name of your own for your images."""
     to: str | None = None
     """URL of the folder to write; by default runs/data/NAME."""
     source: str | None = None
     """Path or URL of the archive, folder, zip file, lmdb or tars; digits need none."""
     choices: Annotated[Choices, AT_TOP_LEVEL] = field(default_factory=Choices)
+    anonymous: bool = False
+    """Read --source, an s3:// URL of a public bucket, without keys."""
     dry_run: bool = False
     """Look at the source and the place, print what would be made and how long it would take, and write nothing."""
 
@@ -57,6 +60,7 @@ def write(options: PrepareOptions, bar: Bar) -> str:
     """Prepare a set, or say what that would make."""
     to = durable(options.to or f"runs/data/{options.name}", "--to")
     source = durable(options.source, "--source") if options.source else None
+    source = store.anonymous(source or "") if options.anonymous else source
     if options.dry_run:
         return "\n".join(dry_run(options.name, source, to, choices=options.choices, run=RUN))
     return audit.describe(prepare(options.name, source, to, choices=options.choices, progress=bar, run=RUN), to)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from data.catalog import DATASETS, facts
 from data.errors import DataError
-from data.prepare import cifar10, digits, files, imagenet64, lsun, tars
+from data.prepare import cifar10, digits, fashion_mnist, files, imagenet64, lsun, tars
 from data.prepare.assign import Assigned, Rules, assign
 from data.prepare.layout import Layout, Stretch, shard_ranges
 from data.prepare.pack import SAMPLES_PER_SHARD, Filter, Fit, Form, default_encoding
@@ -135,6 +135,9 @@ def layout_of(name: str, listed: Opened, choices: Choices) -> Layout:
         stretches, labels, notes = imagenet64.batches(source.listing, root)
         stretches = _of_version(stretches, source)
         return _layout(name, choices, stretches, labels=labels, labels_from="the batches", notes=notes)
+    if source.kind == "idx":
+        stretches, labels = fashion_mnist.stretches(source.files, root)
+        return _layout(name, choices, stretches, labels=labels, labels_from="its files")
     if source.kind == "lmdb":
         stretches = lsun.databases(source.listing, root, size=size, held_out=choices.held_out)
         stretches, notes = _of_version(stretches, source), lsun.left_out(source.listing)

@@ -13,7 +13,7 @@ from data.prepare.inspect import Choices
 from data.prepare.pack import EXACT_FORMS, default_encoding
 from data.prepare.source import Source, digest
 
-_NOT_OF_THE_SET = {"again"}
+_NOT_OF_THE_SET = {"again", "anonymous"}
 """Options that decide nothing of what is in a set."""
 
 LARGEST_SHARD = {"digits": max(facts("digits").splits.values()), "cifar10": cifar10.IMAGES_IN_BATCH}
@@ -23,6 +23,7 @@ _NAMES_OF_KINDS = {
     "digits": "digits",
     "cifar10": "CIFAR-10's archive",
     "npz": "npz batches",
+    "idx": "Fashion-MNIST's files",
     "lmdb": "an lmdb",
     "tars": "tars that stay where they are",
     "rewritten": "tars that are written anew",

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from data import store
 from data.errors import DataError
 from data.manifest import MANIFEST_NAME
-from data.prepare import files, imagenet64, lsun, tars
+from data.prepare import fashion_mnist, files, imagenet64, lsun, tars
 from data.prepare.assign import is_image
 from data.prepare.files import File, Item, archive_kind
 from data.prepare.write import Runner
@@ -24,7 +24,8 @@ class Source:
     Attributes:
         root: URL of the folder or zip file.
         listing: Bytes of each file in it, by path.
-        kind: "npz", "lmdb", "zip" (one zip file), "tars" (plain ones alone), "archives" (any others) or "folder".
+        kind: "npz", "idx", "lmdb", "zip" (one zip file), "tars" (plain ones alone), "archives" (any others) or
+            "folder".
         marks: For each file what changes when it is replaced: its ETag, the time of its last change, or its checksum.
     """
 
@@ -35,8 +36,8 @@ class Source:
 
     @property
     def files(self) -> dict[str, int]:
-        """Those that can decide what is in a set: of an lmdb or npz batches not what else lies there."""
-        names = {"lmdb": (lsun.DATABASE,), "npz": (".npz",)}.get(self.kind, ("",))
+        """Those that can decide what is in a set: of an lmdb, npz batches or idx files not what else lies there."""
+        names = {"lmdb": (lsun.DATABASE,), "npz": (".npz",), "idx": tuple(fashion_mnist.SHA256)}.get(self.kind, ("",))
         # The manifest of tars that stay where they are may lie beside them.
         skipped = {MANIFEST_NAME} if self.kind == "tars" else set[str]()
         return {
@@ -77,6 +78,8 @@ def look_at(name: str, source: str) -> Source:
     names = {PurePosixPath(path).name for path in listing}
     if name == "imagenet64" and any(map(imagenet64.BATCH.fullmatch, names)):
         kind = "npz"
+    elif name == "fashion-mnist" and names & fashion_mnist.SHA256.keys():
+        kind = "idx"
     elif lsun.DATABASE in names:
         kind = "lmdb"
     else:
@@ -136,7 +139,7 @@ def opened(source: Source, labels: str | None, run: Runner) -> Iterator[Opened]:
     `labels` is the user's choice of labels, `run` says where tars are read.
     """
     root, listing = source.root, source.listing
-    if source.kind in ("npz", "lmdb"):
+    if source.kind in ("npz", "idx", "lmdb"):
         yield Opened(source=source)
         return
     if source.kind == "zip":

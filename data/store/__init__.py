@@ -14,7 +14,17 @@ from typing import Any
 
 from data.errors import DataError
 from data.store.failures import NO_SPACE, failure
-from data.store.filesystems import BUCKET_STORES, absolute, arrow_filesystem, filesystem, is_local, join, scheme
+from data.store.filesystems import (
+    BUCKET_STORES,
+    WEB,
+    absolute,
+    anonymous,
+    arrow_filesystem,
+    filesystem,
+    is_local,
+    join,
+    scheme,
+)
 from data.store.transfer import (
     RANGE_BYTES,
     Version,
@@ -34,6 +44,7 @@ __all__ = [
     "RANGE_BYTES",
     "Version",
     "absolute",
+    "anonymous",
     "arrow_filesystem",
     "check_writable",
     "exists",
@@ -145,13 +156,24 @@ def versions(url: str) -> dict[str, Version]:
 
     The mark is the ETag or the time of the last change: a copy with the times of the original is of the same version.
     """
-    files, root = filesystem(url, reading=True)
-    infos = retried("list", url, partial(files.find, root, detail=True))
-    root = root.rstrip("/")
-    return {
-        path.removeprefix(root).lstrip("/"): Version(length=info["size"], mark=mark_of(info, copied=True))
-        for path, info in sorted(infos.items())
-    }
+
+    def call() -> dict[str, Version]:
+        files, root = filesystem(url, reading=True)
+        # A page would be that of a folder.
+        if scheme(url) in WEB and not url.endswith("/") and files.info(root).get("mimetype") != "text/html":
+            return {"": version(url)}
+        infos = dict(files.find(root, detail=True))
+        unknown = [path for path, info in infos.items() if info.get("size") is None]
+        sizes = dict(zip(unknown, files.sizes(unknown), strict=True))
+        root = root.rstrip("/")
+        return {
+            path.removeprefix(root).lstrip("/"): Version(
+                length=sizes.get(path, info.get("size")), mark=mark_of(info, copied=True)
+            )
+            for path, info in sorted(infos.items())
+        }
+
+    return retried("list", url, call)
 
 
 def check_writable(url: str) -> None:

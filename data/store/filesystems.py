@@ -1,9 +1,9 @@
 """The only user of fsspec: URL -> file system and the path inside it.
 
 A URL is a local path, taken letter by letter, `file://...`, where %20 is a blank, `s3://bucket/path` or anything else
-that fsspec knows. Credentials and endpoints
-come from the environment alone (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...). No file system object is kept between calls,
-so nothing is carried across a fork.
+that fsspec knows. Credentials and endpoints come from the environment alone (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...);
+`anonymous+s3://bucket/path` needs no credentials, for buckets that are public. No file system object is kept between
+calls, so nothing is carried across a fork.
 """
 
 import re
@@ -29,7 +29,9 @@ _WRITE_SECONDS = 15.0
 _READ_SECONDS = 5.0
 """A server that sends nothing for so long is asked again."""
 
-S3 = ("s3", "s3a")
+_ANONYMOUS = "anonymous+"
+S3 = ("s3", "s3a", f"{_ANONYMOUS}s3")
+WEB = ("http", "https")
 BUCKET_STORES = (*S3, "gs", "gcs", "az", "abfs", "abfss", "adl")
 """Schemes of object stores, which have buckets and no folders."""
 
@@ -57,20 +59,32 @@ def filesystem(url: str, *, reading: bool = False) -> tuple[Any, str]:
         )
     if kind in BUCKET_STORES and not urlsplit(url).netloc:
         raise DataError(f"{url} names no bucket: write {kind}://bucket/folder")
-    if "::" in url:
+    if "::" in url and kind not in BUCKET_STORES:
         raise DataError(f"{url} chains several file systems, which is not supported: give one plain URL")
     options: dict[str, Any] = {}
+    reader, asked = kind, url
     if kind in S3:
         silence = _READ_SECONDS if reading else _WRITE_SECONDS
         # Listings are never cached because other processes write too.
         options = {"use_listings_cache": False, "config_kwargs": {**_S3_CONFIG, "read_timeout": silence}}
+        if kind.startswith(_ANONYMOUS):
+            options["anon"], reader, asked = True, "s3", url[len(_ANONYMOUS) :]
     try:
-        files, path = fsspec.core.url_to_fs(url, **options)
+        # fsspec's `url_to_fs` would take a name with "::" for a chain.
+        found: Any = fsspec.get_filesystem_class(reader)
+        files, path = found(**{**found._get_kwargs_from_urls(asked), **options}), found._strip_protocol(asked)
     except Exception as error:  # fsspec and its plug-ins have no common base
         raise failure("open", url, error) from error
     if reading and kind in S3:
         files.retries = 1
     return files, path
+
+
+def anonymous(url: str) -> str:
+    """The S3 URL under which a public bucket is read without keys."""
+    if scheme(url) not in S3:
+        raise DataError(f"{url or 'no source'} is not in a bucket: only an s3:// URL can be read without keys")
+    return url if url.startswith(_ANONYMOUS) else f"{_ANONYMOUS}s3://{url.partition('://')[2]}"
 
 
 def is_local(url: str) -> bool:

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from data.errors import DataError, StorageError
-from data.store.failures import cause, failure, is_lasting, status
-from data.store.filesystems import S3, filesystem, is_local, scheme
+from data.store.failures import cause, failure, is_lasting, s3_code, status
+from data.store.filesystems import S3, WEB, filesystem, is_local, scheme
 
 T = TypeVar("T")
 
@@ -71,10 +71,21 @@ def retried(action: str, url: str, call: Callable[[], T], seconds: float = _SHOR
         except Exception as error:
             pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
             if is_lasting(error) or time.monotonic() + pause > until:
-                raise failure(action, url, error, attempt) from error
+                raise failure(action, url, _explained(url, error), attempt) from error
             _note(cause(error))
             time.sleep(pause)
     raise AssertionError("the loop above returns or raises")
+
+
+def _explained(url: str, error: Exception) -> Exception:
+    """The error with S3's reason: a refusal to tell of a file is a bare status, that to list its bucket has words."""
+    if scheme(url) in S3 and s3_code(error) in ("301", "400", "403"):
+        try:
+            files, path = filesystem(url, reading=True)
+            files.ls(path.partition("/")[0])
+        except Exception as refusal:  # as different as those of any call
+            return refusal
+    return error
 
 
 def _note(reason: str) -> None:
@@ -144,8 +155,10 @@ def read_range(url: str, start: int, end: int, known: Version, seconds: float = 
 def _range(url: str, start: int, end: int, known: Version, until: float) -> bytes:
     """One try; on S3 the ETag of the answer is compared, because not every server heeds If-Match."""
     files, path = filesystem(url, reading=True)
-    if scheme(url) not in S3:
-        block: Any = files.cat_file(path, start=start, end=end)
+    if scheme(url) in WEB:
+        block: Any = _http_range(files, path, start, end, known, url)
+    elif scheme(url) not in S3:
+        block = files.cat_file(path, start=start, end=end)
     else:
         answer = asyncio.wait_for(_s3_range(files, path, start, end), max(1.0, until - time.monotonic()))
         try:
@@ -159,6 +172,19 @@ def _range(url: str, start: int, end: int, known: Version, until: float) -> byte
     if len(block) != end - start:
         raise EOFError(f"{end - start} bytes were asked for, but {len(block)} came")
     return block
+
+
+def _http_range(files: Any, path: str, start: int, end: int, known: Version, url: str) -> bytes:
+    """The bytes of one answer, of which no more are read if the server knows no ranges and sends the whole file."""
+    with files.open(path, size=known.length, block_size=RANGE_BYTES, cache_type="none") as file:
+        try:
+            file.seek(start)
+            return file.read(end - start)
+        except ValueError as error:
+            raise DataError(
+                f"the server of {url} sends whole files only and no parts of them: download it first, with curl -O or "
+                "wget, and give the local path"
+            ) from error
 
 
 async def _s3_range(files: Any, path: str, start: int, end: int) -> tuple[bytes, str]:
