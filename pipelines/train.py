@@ -1,13 +1,14 @@
 """`python -m pipelines.train RECIPE`: training on Ray, from shards to checkpoints."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster import session
 from data import store
+from data.manifest import load_manifest
 from pipelines.cli import ConfigOptions, command_line, durable, parse, run_command
 from pipelines.errors import ConfigError
-from pipelines.recipes import RECIPES, recipe
+from pipelines.recipes import OWN_IMAGES, RECIPES, recipe
 from pipelines.training.checks import Training, checked, open_initial
 from pipelines.training.describe import describe
 from pipelines.training.launch import launch
@@ -39,6 +40,12 @@ class TrainOptions:
     """Print the config, the stages and the size of the network, and start nothing."""
 
 
+def data_of(options: TrainOptions) -> str:
+    """Where the shards are."""
+    storage = durable(options.storage, "--storage")
+    return durable(options.data or store.join(storage, "data", options.config.dataset), "--data")
+
+
 def check(options: TrainOptions) -> Training:
     """Look for everything that could stand in the way, before Ray starts."""
     if options.init is not None and options.resume is not None:
@@ -49,7 +56,7 @@ def check(options: TrainOptions) -> Training:
     return checked(
         config,
         storage=storage,
-        data=durable(options.data or store.join(storage, "data", config.dataset), "--data"),
+        data=data_of(replace(options, storage=storage)),
         resume=resume,
         experiment=options.experiment,
         initial=None if options.init is None else open_initial(options.init, config, options.init_ema_rate),
@@ -66,8 +73,12 @@ def main(argv: Sequence[str]) -> None:
         return
     if argv[0].startswith("-"):
         raise ConfigError(f"the recipe comes before {argv[0]}: {usage}.")
-    defaults = TrainOptions(config=recipe(argv[0], smoke="--smoke" in argv))
-    options = parse(TrainOptions, argv[1:], f"train {argv[0]}", defaults)
+    name, smoke = argv[0], "--smoke" in argv
+    options = parse(TrainOptions, argv[1:], f"train {name}", TrainOptions(config=recipe(name, smoke)))
+    if name == OWN_IMAGES:
+        place = data_of(options)
+        fitting = TrainOptions(config=recipe(name, smoke, load_manifest(place)))
+        options = replace(parse(TrainOptions, argv[1:], f"train {name}", fitting), data=place)
     if options.dry_run:
         print(describe(options.config))
         return

@@ -7,6 +7,7 @@ FID is quoted from the literature: its Inception network is not part of this pro
 
 from collections.abc import Callable
 
+from data.manifest import Manifest
 from pipelines.config import Config
 from pipelines.errors import ConfigError, nearest
 from pipelines.recipes.cifar10 import (
@@ -18,6 +19,7 @@ from pipelines.recipes.cifar10 import (
 )
 from pipelines.recipes.digits import digits, digits_finetune, digits_ict
 from pipelines.recipes.imagenet64 import imagenet64_bcm, imagenet64_bcm_deep, imagenet64_ict, imagenet64_ict_deep
+from pipelines.recipes.images import images
 from pipelines.recipes.large import ffhq64_bcm, lsun_bedroom256_bcm
 from pipelines.recipes.smoke import smoke as cut
 
@@ -26,10 +28,14 @@ Recipe = Callable[[], Config]
 FLOPS_PER_GPU = 1e14
 """What a recipe's hours assume of each GPU in a second: a tenth of an H100's peak in bf16, a fifth of that in TF32."""
 
+OWN_IMAGES = "images"
+"""The recipe that follows from the set."""
+
 RECIPES: dict[str, Recipe] = {
     "digits": digits,
     "digits-ict": digits_ict,
     "digits-finetune": digits_finetune,
+    OWN_IMAGES: images,
     "cifar10-ict": cifar10_ict,
     "cifar10-ict-deep": cifar10_ict_deep,
     "cifar10-bcm": cifar10_bcm,
@@ -44,8 +50,12 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def recipe(name: str, smoke: bool = False) -> Config:
-    """The config of a recipe, or its smoke form; an unknown name is a `ConfigError` that names the nearest."""
+def recipe(name: str, smoke: bool = False, manifest: Manifest | None = None) -> Config:
+    """The config of a recipe, or its smoke form; an unknown name is a `ConfigError` that names the nearest.
+
+    `manifest` is that of the set to train on, by which images of one's own decide their config.
+    """
     if name not in RECIPES:
         raise ConfigError(f"unknown recipe '{name}': {nearest(name, list(RECIPES))}")
-    return cut(RECIPES[name]()) if smoke else RECIPES[name]()
+    config = images(manifest) if name == OWN_IMAGES else RECIPES[name]()
+    return cut(config) if smoke else config

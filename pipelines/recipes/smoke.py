@@ -22,6 +22,7 @@ class Size:
 
 SIZES = {
     "digits": Size(width=8, batch_size=32, iterations=40),
+    "images": Size(width=16, batch_size=16, iterations=16),
     "cifar10": Size(width=16, batch_size=16, iterations=8),
     "ffhq64": Size(width=16, batch_size=4, iterations=8),
     "lsun-bedroom256": Size(width=8, batch_size=2, iterations=16),
@@ -31,7 +32,7 @@ SIZES = {
 
 def smoke(config: Config) -> Config:
     """The same architecture, objective, curriculum and switches: less width, depth, images and steps, on two CPUs."""
-    size = SIZES[config.dataset]
+    size = SIZES.get(config.dataset, SIZES["images"])
     # One block a level, two for the deep forms; all levels, and attention where it was.
     narrow = {"width": size.width, "blocks": max(1, config.network.blocks // 3)}
     if isinstance(config.network, ADMConfig):

@@ -41,7 +41,7 @@ from pipelines.recipes import FLOPS_PER_GPU, RECIPES, recipe
 from pipelines.training.describe import describe
 
 Shards = tuple[ShardCache, Shuffle]
-CLASSES = {"digits": 10, "cifar10": 10, "ffhq64": 1, "lsun-bedroom256": 1, "imagenet64": 1000}
+CLASSES = {"digits": 10, "images": 1, "cifar10": 10, "ffhq64": 1, "lsun-bedroom256": 1, "imagenet64": 1000}
 
 
 @pytest.mark.parametrize("name", RECIPES)
