@@ -73,7 +73,7 @@ def quickstart(options: QuickstartOptions, config: Config) -> None:
         print(score_table(scores))
         print(f"\nrun       {run.url}")
         print(f"picture   {picture}: samples at NFE 1 to 4; held-out images, their noise, their reconstructions")
-        what_next(model, data)
+        print("\n" + what_next(model, data))
     print(f"\nquickstart passed in {time.perf_counter() - began:.0f} s")
 
 

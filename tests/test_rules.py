@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("bcm", "cluster", "data", "pipelines")
 LONGEST_FUNCTION = 60
 LONGEST_FILE, LONGEST_TEST_FILE = 300, 330
-MOST_FUNCTIONS, MOST_CLASSES, MOST_OUTSIDE_ROOMS = 772, 115, 14
+MOST_FUNCTIONS, MOST_CLASSES, MOST_OUTSIDE_ROOMS = 771, 115, 14
 FOREIGN = ("ray", "mlflow", "webdataset", "fsspec", "tyro")
 """What `import bcm` must not load."""
 NEVER_IMPORTED = {"s3fs": "fsspec imports it where a URL begins with s3://"}

@@ -49,8 +49,8 @@ def filesystem(url: str, *, reading: bool = False) -> tuple[Any, str]:
     if not url.strip():
         raise DataError("the storage URL is empty: give a path or a URL such as s3://bucket/folder")
     if is_local(url):
-        files = fsspec.filesystem("file")
-        return files, files._strip_protocol(_local_path(url))
+        files, (_, sign, rest) = fsspec.filesystem("file"), url.partition("://")
+        return files, files._strip_protocol(unquote(re.sub("^localhost/", "/", rest)) if sign else url)
     kind = scheme(url)
     if "@" in urlsplit(url).netloc:
         raise DataError(
@@ -90,12 +90,6 @@ def anonymous(url: str) -> str:
 def is_local(url: str) -> bool:
     """Whether a URL is a path on this machine."""
     return scheme(url) in ("file", "local")
-
-
-def _local_path(url: str) -> str:
-    """The path that a local path or `file://` URL means."""
-    _, sign, rest = url.partition("://")
-    return unquote(re.sub("^localhost/", "/", rest)) if sign else url
 
 
 def absolute(url: str) -> str:

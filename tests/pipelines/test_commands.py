@@ -109,7 +109,7 @@ def test_an_unknown_data_set_is_explained(command: Command):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("prepare digits --to new --dry-run", "1,500 train, 297 test"),
+        ("prepare digits --to new --dry-run", "1,500 images, 10 classes"),
         ("train digits --smoke --dry-run", '"width": 8'),
         ("train digits --dry-run", "parameters"),
         ("evaluate {run} --dry-run", f"after {STEP} steps"),

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pandas as pd
@@ -136,7 +137,7 @@ def test_scores_and_tags_go_with_the_version_and_its_run(store: str, checkpoint:
 
 def test_a_model_holds_weights_schedules_and_code_but_no_pickle(store: str, toolkit: Toolkit, checkpoint: Path):
     version = tracking.connect(store).get_model_version_by_alias("served", "champion")
-    root = Path(str(version.source))
+    root = Path(unquote(urlsplit(str(version.source)).path))
     suffixes = {path.suffix for path in root.rglob("*") if path.is_file()}
     assert suffixes == {"", ".json", ".py", ".safetensors", ".txt", ".yaml"}
     assert (root / "code" / "bcm" / "inference.py").is_file()
