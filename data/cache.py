@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from data import store
 from data.decode import decode_images, mapped, read_labels
-from data.errors import DataError
+from data.errors import DataError, StorageError
 from data.manifest import Manifest
 
 CACHE_VARIABLE = "BCM_CACHE_DIR"
@@ -72,7 +72,8 @@ class ShardCache:
     """A split as this node holds it; what is missing is fetched when it is asked for. Safe in several threads.
 
     Attributes:
-        budget: Bytes that all files in the cache folder may take together.
+        budget: Bytes that all shards in the cache folder may take together. Beside them stands, while a shard is made,
+            the copy of its tar; where the disk has no room for it, others make room.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class ShardCache:
             )
         self._open: dict[int, Taken] = {}
         self._looked: dict[int, float] = {}
+        self._failed: dict[int, tuple[float, StorageError]] = {}
         form = f"{self._shape} {len(manifest.class_names)}"
         names = [hashlib.sha256(f"{s.sha256} {s.places} {form}".encode()).hexdigest() for s in self._shards]
         self._paths = [self._dir / f"{name[:40]}.{_FORMS[not self._decoded]}" for name in names]
@@ -134,14 +136,11 @@ class ShardCache:
             images[places] = decoded.result()
         return images, labels
 
-    def shard(self, number: int) -> Taken:
-        """All images and labels of a shard, in their order; not to be written to."""
-        content, labels = self.content(number)
-        return (content if self._decoded else self._decode(number, content, np.arange(len(labels)))), labels
-
     def shards(self) -> Iterator[Taken]:
-        """What `shard` gives, for each shard."""
-        return map(self.shard, range(len(self._shards)))
+        """All images and labels, in their order, one shard after another; not to be written to."""
+        for number in range(len(self._shards)):
+            content, labels = self.content(number)
+            yield (content if self._decoded else self._decode(number, content, np.arange(len(labels)))), labels
 
     def _decode(self, number: int, tar: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         shard = self._shards[number]
@@ -177,8 +176,9 @@ class ShardCache:
 
     def _verified(self, number: int, path: Path) -> Taken:
         """The file of a shard, mapped; one that is damaged is made anew."""
+        began = time.monotonic()
         while True:
-            made = not path.exists() and self._make(number, path)
+            made = not path.exists() and self._make(number, path, began)
             try:
                 raw = mapped(path)
                 os.utime(path)
@@ -193,8 +193,14 @@ class ShardCache:
         content = raw[split:-_HASH_BYTES]
         return (content.reshape(-1, *self._shape) if self._decoded else content), raw[:split].view(np.int64)
 
-    def _make(self, number: int, path: Path) -> bool:
-        """Makes the file of a shard, unless another process or thread does; whether it was this one."""
+    def _make(self, number: int, path: Path, began: float) -> bool:
+        """Makes the file of a shard, unless another process or thread does; whether it was this one.
+
+        What another thread has tried in vain since this one `began`, or just before, is not tried as long again.
+        """
+        failed, error = self._failed.get(number, (0.0, None))
+        if error and failed > began - _LOOK_SECONDS:
+            raise StorageError(str(error)) from error
         self._dir.mkdir(parents=True, exist_ok=True)
         partial, shard, made = path.with_name(path.name + _PARTIAL), self._shards[number], False
         with partial.open("ab") as file:
@@ -215,6 +221,8 @@ class ShardCache:
                 self._write(number, copy, partial)
                 made = True
             except DataError as error:
+                if isinstance(error, StorageError):
+                    self._failed[number] = time.monotonic(), error
                 if isinstance(error.__cause__, OSError) and error.__cause__.errno in store.NO_SPACE:
                     raise error.__cause__ from None  # the disk that is full is that of the cache
                 raise

@@ -2,10 +2,11 @@
 
 from collections import deque
 from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import count
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,18 +105,24 @@ class Loader:
         positions = count(images_seen, self.batch_size)
         fetchers = ThreadPoolExecutor(max_workers=_FETCHERS, thread_name_prefix="bcm-loader-fetch")
         pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bcm-loader")
-        asked: set[int] = set()
+        asked: dict[int, Future[Any]] = {}
         last_look = -1
+
+        def ended(fetch: Future[Any]) -> None:
+            if not fetch.cancelled() and fetch.exception():  # or each of the others would fail as slowly
+                for other in list(asked.values()):
+                    other.cancel()
 
         def gathered(position: int) -> Batch:
             nonlocal last_look
             if (look := position * _LOOKS_AN_EPOCH // self.shuffle.count) > last_look:
                 last_look, ahead = look, self._shards_ahead(position)
+                for shard in asked.keys() - set(ahead):
+                    del asked[shard]
                 for shard in ahead:
-                    if shard not in asked:  # an error is met again, and raised, when a batch needs the shard
-                        fetchers.submit(self.cache.content, shard)
-                asked.intersection_update(ahead)
-                asked.update(ahead)
+                    if shard not in asked:
+                        asked[shard] = fetchers.submit(self.cache.content, shard)
+                        asked[shard].add_done_callback(ended)  # an error is met again when a batch needs the shard
             return self.batch(position)
 
         try:

@@ -8,7 +8,7 @@ import struct
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import cast
@@ -145,6 +145,12 @@ class _Passing(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Says nothing."""
+
+
+Spoilt = Callable[[Faults], AbstractContextManager[Faults]]
+"""Puts a proxy between this process and the S3 server for a while."""
+Put = Callable[[str, bytes | None], None]
+"""Writes an object past any proxy, or removes it."""
 
 
 @contextmanager

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("bcm", "cluster", "data", "pipelines")
 LONGEST_FUNCTION = 60
 LONGEST_FILE, LONGEST_TEST_FILE = 300, 420
-MOST_FUNCTIONS, MOST_CLASSES, MOST_OUTSIDE_ROOMS = 699, 130, 14
+MOST_FUNCTIONS, MOST_CLASSES, MOST_OUTSIDE_ROOMS = 685, 127, 14
 FOREIGN = ("ray", "mlflow", "webdataset", "fsspec", "tyro")
 """What `import bcm` must not load."""
 NEVER_IMPORTED = {"s3fs": "fsspec imports it where a URL begins with s3://"}

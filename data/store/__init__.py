@@ -35,7 +35,6 @@ __all__ = [
     "absolute",
     "arrow_filesystem",
     "check_writable",
-    "download_tree",
     "exists",
     "fetch",
     "file_sizes",
@@ -157,16 +156,3 @@ def check_writable(url: str) -> None:
         within(_CHECK_SECONDS, attempt)
     except Exception as error:
         raise failure("write to", url, error) from error
-
-
-def download_tree(url: str, local_dir: Path | str) -> None:
-    """Copies every file under `url` to the same place under `local_dir`; a URL without files is a DataError."""
-    files = walk(url)
-    if not files:
-        raise DataError(f"there are no files at {url}: check the spelling")
-    for name, size in files.items():
-        if ".." in PurePosixPath(name).parts:
-            raise DataError(
-                f"{url} holds a file named {name!r}, which would leave the folder it is copied to: remove it"
-            )
-        fetch(join(url, name), size, None, Path(local_dir) / name)

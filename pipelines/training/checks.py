@@ -155,7 +155,10 @@ def check_same(run: Run, config: Config, manifest_sha256: str) -> None:
             f"run {run.name} cannot be resumed with other options: {shown}. Give the same, or start anew."
         )
     if run.manifest_sha256 != manifest_sha256:
-        raise ConfigError(f"run {run.name} was trained on another data set than {run.data} holds now. Start a new run.")
+        raise ConfigError(
+            f"run {run.name} was trained on another data set than {run.data} holds now, or before manifests had "
+            "version 2, by which a set has another hash. Start a new run."
+        )
 
 
 def idle_state(model: BCM, config: Config) -> TrainState:

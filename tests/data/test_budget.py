@@ -56,13 +56,13 @@ def test_what_is_removed_stays_with_whoever_has_it_mapped(
 ) -> None:
     monkeypatch.setattr(cache, "_LOOK_SECONDS", 0.0)
     first = ShardCache(str(tmp_path / "0"), manifests[0], "train", tmp_path / "cache", BYTES)
-    mapped = [first.shard(number)[0] for number in (0, 1)]
+    mapped = [first.content(number)[0] for number in (0, 1)]
     before = [np.array(images) for images in mapped]
     use(tmp_path, manifests, 1, BYTES)
     assert held(tmp_path, manifests) == [1]
     assert all(np.array_equal(a, b) for a, b in zip(mapped, before, strict=True))
     # It lets go of them with its next look, and fetches them again.
-    assert np.array_equal(first.shard(0)[0], before[0])
+    assert np.array_equal(first.content(0)[0], before[0])
     assert not first._paths[1].exists() and 1 not in first._open
 
 
@@ -87,7 +87,7 @@ from data.store import transfer
 manifest = load_manifest(sys.argv[1])
 setattr({"data.cache": cache, "data.store.transfer": transfer}[sys.argv[4]], sys.argv[5], lambda *_: os._exit(9))
 opened = cache.ShardCache(sys.argv[1], manifest, "train", Path(sys.argv[2]), int(sys.argv[3]))
-opened.shard(0)
+opened.content(0)
 """
 
 

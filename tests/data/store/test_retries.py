@@ -10,11 +10,6 @@ from data.errors import DataError
 from data.store import transfer
 
 
-@pytest.fixture(autouse=True)
-def from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "_retries", type(transfer._retries)())
-
-
 def failing(errors: Sequence[Exception]) -> Callable[[], str]:
     left: Iterator[Exception] = iter(errors)
 

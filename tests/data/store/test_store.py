@@ -1,15 +1,12 @@
-"""Storage on disk, on a real S3 server, and over HTTP from a server that fails."""
+"""Storage on disk and on a real S3 server."""
 
 import hashlib
-import http.server
 import os
 import pickle
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.fs
@@ -17,8 +14,6 @@ import pytest
 
 from data import store
 from data.errors import DataError
-from data.store import transfer
-from data.store.failures import failure
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -50,22 +45,13 @@ def test_listing(place: str) -> None:
     assert store.list_names(place) == ["a.tar", "b.tar", "d.tar", "sub"]
 
 
-def test_trees_round_trip(place: str, tmp_path: Path) -> None:
-    contents = {"a.bin": os.urandom(100_000), "sub/b.json": b"{}", "sub/deep/c": b""}
-    for name, payload in contents.items():
-        store.write_bytes(store.join(place, name), payload)
-    store.download_tree(place, tmp_path / "to")
-    copied = {
-        path.relative_to(tmp_path / "to").as_posix(): path.read_bytes()
-        for path in (tmp_path / "to").rglob("*")
-        if path.is_file()
-    }
-    assert copied == contents
-
-
-def test_downloading_nothing_is_an_error(place: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no files at"):
-        store.download_tree(place, tmp_path / "to")
+def test_a_tree_is_listed(place: str) -> None:
+    assert store.walk(place) == {}
+    sizes = {"a.bin": 1000, "sub/b.json": 2, "sub/deep/c": 0}
+    for name, size in sizes.items():
+        store.write_bytes(store.join(place, name), b"x" * size)
+    assert store.walk(place) == sizes
+    assert store.walk(store.join(place, "a.bin")) == {"": 1000}
 
 
 def test_the_write_check_leaves_nothing(place: str) -> None:
@@ -246,77 +232,3 @@ def _exit_code(child: int, seconds: float) -> int | None:
     os.kill(child, 9)
     os.waitpid(child, 0)
     return None
-
-
-class _Faulty(http.server.BaseHTTPRequestHandler):
-    """Serves ranges of PAYLOAD; the first `failures` range requests break off in the middle of the body."""
-
-    PAYLOAD = bytes(range(256)) * 40_000
-    failures = 0
-
-    def do_HEAD(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(self.PAYLOAD)))
-        self.send_header("Accept-Ranges", "bytes")
-        self.end_headers()
-
-    def do_GET(self) -> None:
-        stated = self.headers["Range"]
-        first, last = (int(number) for number in stated.removeprefix("bytes=").split("-"))
-        body = self.PAYLOAD[first : last + 1]
-        self.send_response(206)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Content-Range", f"bytes {first}-{last}/{len(self.PAYLOAD)}")
-        self.end_headers()
-        if type(self).failures > 0:
-            type(self).failures -= 1
-            self.wfile.write(body[: len(body) // 2])
-            self.close_connection = True
-        else:
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def faulty() -> Iterator[Callable[[int], str]]:
-    """The URL of a file whose first n range requests break off."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Faulty)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-
-    def start(failures: int) -> str:
-        _Faulty.failures = failures
-        return f"http://127.0.0.1:{server.server_port}/file"
-
-    yield start
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_fetch_tries_broken_ranges_again(faulty, tmp_path: Path) -> None:
-    digest = hashlib.sha256(_Faulty.PAYLOAD).hexdigest()
-    store.fetch(faulty(2), len(_Faulty.PAYLOAD), digest, tmp_path / "copy")
-    assert (tmp_path / "copy").read_bytes() == _Faulty.PAYLOAD
-
-
-def test_fetch_gives_up_on_a_server_that_always_breaks_off(
-    faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(transfer, "_FETCH_DEADLINE", 1.0)
-    monkeypatch.setattr(transfer, "_SLOWEST_BYTES_PER_SECOND", 1e12)
-    url = faulty(10**6)
-    with pytest.raises(DataError, match=rf"cannot read bytes 0 to 8388608 of {url} \([3-6] attempts\)"):
-        store.fetch(url, len(_Faulty.PAYLOAD), None, tmp_path / "copy")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_signature_in_a_url_is_not_shown(unused_port: int) -> None:
-    url = f"http://127.0.0.1:{unused_port}/weights.pt"
-    with pytest.raises(DataError, match=r"cannot read .*weights.pt\?\*\*\*") as caught:
-        store.read_bytes(f"{url}?X-Amz-Signature=abc123&X-Amz-Date=1")
-    assert "abc123" not in str(caught.value) and "X-Amz" not in str(caught.value)
-    error = failure("read", f"{url}?sig=abc123", FileNotFoundError(f"{url}?sig=abc123"))
-    assert str(error).startswith(f"cannot read {url}?***: FileNotFoundError: {url}?***. Check the spelling")
