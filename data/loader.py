@@ -120,7 +120,7 @@ class Loader:
                 for shard in asked.keys() - set(ahead):
                     del asked[shard]
                 for shard in ahead:
-                    if shard not in asked or asked[shard].cancelled():
+                    if shard not in asked:
                         asked[shard] = fetchers.submit(self.cache.content, shard)
                         asked[shard].add_done_callback(ended)  # an error is met again when a batch needs the shard
             return self.batch(position)

@@ -1,11 +1,13 @@
 """The order of samples is a pure function of (seed, epoch, count), the same for any number of workers."""
 
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made import budget_of, write_numbered
 
 from data.errors import DataError
 from data.manifest import Manifest, Shard, SplitManifest
@@ -181,6 +183,20 @@ def test_the_default_windows_are_fixed_for_good() -> None:
     assert default(64, train=[1000] * 1281 + [167], test=[1000] * 50) == (1282, 5)
     assert default(128, train=[1000] * 1281 + [167], test=[1000] * 50) == (1282, 1)
     assert default(256, train=[1000] * 1281 + [167], test=[1000] * 50) == (64, 1)
+
+
+def test_the_window_follows_from_the_manifest_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = write_numbered(tmp_path, [40] * 12)
+    for budget in ("3000", "64G"):
+        monkeypatch.setenv("BCM_CACHE_BUDGET", budget)
+        assert shuffle_of(manifest, "train").window == 12
+    monkeypatch.setattr("data.order.SET_BYTES", budget_of(manifest, 12) + 12)
+    assert shuffle_of(manifest, "train").window == 12
+    monkeypatch.setattr("data.order.SET_BYTES", budget_of(manifest, 11))
+    assert shuffle_of(manifest, "train").window == 2
+    assert shuffle_of(manifest, "train", 7).window == 7
+    with pytest.raises(DataError, match="window is 13: give a number of shards up to the 12 of 'train'"):
+        shuffle_of(manifest, "train", 13)
 
 
 def test_each_epoch_deals_the_shards_to_windows_anew() -> None:

@@ -16,47 +16,17 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made import budget_of, write_numbered
 
 from data import store
 from data.cache import ShardCache
 from data.errors import DataError
 from data.loader import Batch, Loader
-from data.manifest import Manifest, SplitManifest
+from data.manifest import Manifest
 from data.order import Shuffle, epoch_order, shuffle_of
-from data.prepare.pack import Sample, pack, shard_of
 
 SEED = 11
 quick = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-
-
-def write(folder: Path, counts: list[int], resolution: int = 2, encoding: str = "raw") -> Manifest:
-    """A set with so many images in each shard, in each of which the id can be read from the pixels."""
-    shards, first = [], 0
-    for number, count in enumerate(counts):
-        images = np.empty((count, resolution, resolution, 3), np.uint8)
-        ids = np.arange(first, first + count)
-        images[:] = np.stack([ids // 256, ids % 256, np.full(count, 7)], 1)[:, None, None]
-        payload, *where = pack(
-            [Sample(key=f"s{i}", image=image, label=i % 4) for i, image in zip(ids.tolist(), images, strict=True)],
-            encoding,
-        )
-        (folder / f"train-{number:06d}.tar").write_bytes(payload)
-        shards.append(shard_of(f"train-{number:06d}.tar", payload, *where))
-        first += count
-    return Manifest(
-        name="made",
-        resolution=resolution,
-        channels=3,
-        class_names=("a", "b", "c", "d"),
-        flip=False,
-        splits={"train": SplitManifest(count=first, shards=tuple(shards))},
-    )
-
-
-def budget_of(manifest: Manifest, shards: int) -> int:
-    """A budget that allows for so many of the largest shards, decoded."""
-    largest = max(shard.count for shard in manifest.split("train").shards)
-    return shards * (largest * (8 + 3 * manifest.resolution**2) + 32)
 
 
 def joined(parts: list[Batch]) -> tuple[list[int], torch.Tensor, list[int], list[int]]:
@@ -136,7 +106,7 @@ def counted() -> Iterator[Counter[str]]:
 def test_every_epoch_is_a_permutation_across_stops_changes_of_workers_and_budgets(counts, window, batch, data) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        manifest = write(folder, counts)
+        manifest = write_numbered(folder, counts)
         shuffle = shuffle_of(manifest, "train", window)
         total = sum(counts)
         steps, stops = -(-2 * total // batch), []
@@ -157,7 +127,7 @@ def test_every_epoch_is_a_permutation_across_stops_changes_of_workers_and_budget
 def test_batches_are_the_same_at_any_number_of_workers_and_three_budgets(
     tmp_path: Path, workers: int, place: str, request: pytest.FixtureRequest
 ) -> None:
-    manifest, url = write(tmp_path, [40] * 12), None
+    manifest, url = write_numbered(tmp_path, [40] * 12), None
     if place == "bucket":
         url = request.getfixturevalue("bucket")
         for shard in manifest.split("train").shards:
@@ -171,22 +141,8 @@ def test_batches_are_the_same_at_any_number_of_workers_and_three_budgets(
     assert [i for ids in batches for i in ids] == expected[: 30 * 24].tolist()
 
 
-def test_the_window_follows_from_the_manifest_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    manifest = write(tmp_path, [40] * 12)
-    for budget in ("3000", "64G"):
-        monkeypatch.setenv("BCM_CACHE_BUDGET", budget)
-        assert shuffle_of(manifest, "train").window == 12
-    monkeypatch.setattr("data.order.SET_BYTES", budget_of(manifest, 12) + 12)
-    assert shuffle_of(manifest, "train").window == 12
-    monkeypatch.setattr("data.order.SET_BYTES", budget_of(manifest, 11))
-    assert shuffle_of(manifest, "train").window == 2
-    assert shuffle_of(manifest, "train", 7).window == 7
-    with pytest.raises(DataError, match="window is 13: give a number of shards up to the 12 of 'train'"):
-        shuffle_of(manifest, "train", 13)
-
-
 def test_a_cache_of_three_windows_reads_each_shard_once_in_an_epoch(tmp_path: Path) -> None:
-    manifest = write(tmp_path, [40] * 12)
+    manifest = write_numbered(tmp_path, [40] * 12)
     shuffle = shuffle_of(manifest, "train", 2)
     epochs = 3
     with counted() as fetched:
@@ -198,7 +154,7 @@ def test_a_cache_of_three_windows_reads_each_shard_once_in_an_epoch(tmp_path: Pa
 
 
 def test_the_cache_stays_within_its_budget(tmp_path: Path) -> None:
-    manifest = write(tmp_path, [40] * 12)
+    manifest = write_numbered(tmp_path, [40] * 12)
     budget = budget_of(manifest, 6)
     largest = 0
     for _ in walked(tmp_path, manifest, shuffle_of(manifest, "train", 2), 8, [(1, 90)], [budget]):
@@ -213,7 +169,7 @@ def test_the_cache_stays_within_its_budget(tmp_path: Path) -> None:
 def test_a_cache_smaller_than_a_window_is_told_and_gives_the_same_batches(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    manifest = write(tmp_path, [40] * 6)
+    manifest = write_numbered(tmp_path, [40] * 6)
     shuffle = shuffle_of(manifest, "train")
     small, large = ([budget_of(manifest, shards)] for shards in (3, 6))
     batches = list(walked(tmp_path, manifest, shuffle, 24, [(1, 12)], small))
@@ -226,7 +182,7 @@ def test_a_cache_smaller_than_a_window_is_told_and_gives_the_same_batches(
 @pytest.mark.parametrize("form", ["pixels", "tar"])
 @pytest.mark.parametrize("window", [6, 2])
 def test_every_form_holds_the_same_images(tmp_path: Path, form: str, window: int) -> None:
-    manifest = write(tmp_path, [64] * 6, resolution=32, encoding="png" if form == "tar" else "raw")
+    manifest = write_numbered(tmp_path, [64] * 6, resolution=32, encoding="png" if form == "tar" else "raw")
     entries = manifest.splits["train"].shards
     sizes = {"tar": sum(s.bytes + 8 * s.count + 32 for s in entries), "pixels": 384 * 3080 + 6 * 32}
     budget = sizes[form] * window // 6 + (sizes[form] // 6 if window == 2 else 0)
@@ -237,7 +193,7 @@ def test_every_form_holds_the_same_images(tmp_path: Path, form: str, window: int
 
 
 def test_a_shard_is_the_same_in_both_forms(tmp_path: Path) -> None:
-    manifest = write(tmp_path, [64] * 3, resolution=32, encoding="png")
+    manifest = write_numbered(tmp_path, [64] * 3, resolution=32, encoding="png")
     small = sum(shard.bytes + 8 * shard.count + 32 for shard in manifest.splits["train"].shards)
     tars, pixels = (ShardCache(str(tmp_path), manifest, "train", tmp_path / "c", budget) for budget in (small, 10**9))
     assert len(tars) == len(pixels) == 192
@@ -247,7 +203,7 @@ def test_a_shard_is_the_same_in_both_forms(tmp_path: Path) -> None:
 
 
 def test_batches_come_before_the_split_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    manifest = write(tmp_path, [40] * 12)
+    manifest = write_numbered(tmp_path, [40] * 12)
     monkeypatch.setattr("data.order.FIRST_WINDOW_BYTES", 3 * 40 * 12)
     shuffle = shuffle_of(manifest, "train")
     order = epoch_order(SEED, 0, shuffle)
@@ -268,7 +224,7 @@ def test_batches_come_before_the_split_is_whole(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_run_that_goes_on_fetches_all_that_the_cache_can_hold(tmp_path: Path) -> None:
-    manifest = write(tmp_path, [40] * 12)
+    manifest = write_numbered(tmp_path, [40] * 12)
     cache = ShardCache(str(tmp_path), manifest, "train", tmp_path / "cache", budget_of(manifest, 12))
     shuffle = shuffle_of(manifest, "train")
     loader = Loader(cache=cache, shuffle=shuffle, batch_size=1, seed=SEED, rank=0, world_size=1, flip=False)
@@ -282,7 +238,7 @@ def test_a_run_that_goes_on_fetches_all_that_the_cache_can_hold(tmp_path: Path) 
 
 
 def test_a_missing_shard_is_told_to_whom_waits_for_it(tmp_path: Path) -> None:
-    manifest = write(tmp_path, [40] * 3)
+    manifest = write_numbered(tmp_path, [40] * 3)
     away, gone = tmp_path / "away", tmp_path / "train-000001.tar"
     gone.rename(away)
     cache = ShardCache(str(tmp_path), manifest, "train", tmp_path / "cache", 10**6)
@@ -295,7 +251,7 @@ def test_a_missing_shard_is_told_to_whom_waits_for_it(tmp_path: Path) -> None:
 
 
 def test_the_next_run_finds_what_is_still_there(tmp_path: Path) -> None:
-    manifest = write(tmp_path, [40] * 12)
+    manifest = write_numbered(tmp_path, [40] * 12)
     run = partial(walked, tmp_path, manifest, shuffle_of(manifest, "train"), 8, [(1, 3)], [budget_of(manifest, 12)])
     with counted() as fetched:
         for _ in range(2):  # what the first does not come to, the second fetches
