@@ -139,7 +139,7 @@ def test_a_model_holds_weights_schedules_and_code_but_no_pickle(store: str, tool
     version = tracking.connect(store).get_model_version_by_alias("served", "champion")
     root = Path(unquote(urlsplit(str(version.source)).path))
     suffixes = {path.suffix for path in root.rglob("*") if path.is_file()}
-    assert suffixes == {"", ".json", ".py", ".safetensors", ".txt", ".yaml"}
+    assert suffixes == {"", ".json", ".py", ".safetensors", ".txt", ".typed", ".yaml"}
     assert (root / "code" / "bcm" / "inference.py").is_file()
     assert "torch==" in (root / "requirements.txt").read_text()
     assert "+" not in (root / "requirements.txt").read_text()
