@@ -20,7 +20,7 @@ def test_known_sets() -> None:
         {"train": 50_000, "test": 10_000},
         True,
     )
-    assert [len(known.class_names) for known in DATASETS.values()] == [10, 10, 1000, 1, 1]
+    assert [len(known.class_names) for known in DATASETS.values()] == [10, 10, 10, 1000, 1, 1]
     assert {name: (known.resolution, known.channels, known.flip) for name, known in DATASETS.items()} == {
         "digits": (8, 1, False),
         "cifar10": (32, 3, True),
@@ -36,5 +36,5 @@ def test_a_misspelt_name_is_told_the_nearest() -> None:
 
 
 def test_a_strange_name_is_told_all() -> None:
-    with pytest.raises(DataError, match="Known: cifar10, digits, ffhq64, imagenet64, lsun-bedroom256"):
+    with pytest.raises(DataError, match="Known: cifar10, digits, fashion-mnist, ffhq64, imagenet64, lsun-bedroom256"):
         facts("xyzzy")
