@@ -24,6 +24,7 @@ def test_known_sets() -> None:
     assert {name: (known.resolution, known.channels, known.flip) for name, known in DATASETS.items()} == {
         "digits": (8, 1, False),
         "cifar10": (32, 3, True),
+        "fashion-mnist": (28, 1, False),
         "imagenet64": (64, 3, True),
         "ffhq64": (64, 3, True),
         "lsun-bedroom256": (256, 3, True),
